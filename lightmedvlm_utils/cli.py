@@ -1,0 +1,228 @@
+"""The command line: `lightmedvlm run | report | vqa | check`.
+
+Nothing heavy is imported before the arguments are understood, so that `--help` and mistakes answer at once.
+Exit codes: 0 done, 1 a defect, 2 something the user can put right, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+
+from lightmedvlm_utils import __version__
+from lightmedvlm_utils.config import DATASETS, NOT_FOR_CLINICAL_USE, PROFILES
+from lightmedvlm_utils.errors import UserError
+
+# What a user can put right about a file; any other OSError is a defect and keeps its traceback.
+_FILE_TROUBLE = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG,  # full
+    errno.EACCES, errno.EPERM, errno.EROFS,  # forbidden
+    errno.ENOTDIR, errno.EISDIR, errno.EEXIST,  # a file where a folder should be, or the other way round
+}  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.command(arguments)
+    except UserError as error:
+        return _refuse(str(error))
+    except BrokenPipeError:  # the reader of our output (head, less) has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.errno not in _FILE_TROUBLE:
+            raise
+        place = error.filename or "The output folder"
+        return _refuse(f"{place} cannot be written ({error.strerror}); free space or choose another folder.")
+    except KeyboardInterrupt:
+        # asyncio would report the notebook's task, which died with its kernel, in a traceback at exit.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        print("\nInterrupted.", file=sys.stderr)
+        return 130
+
+
+def _refuse(sentence: str) -> int:
+    print(f"lightmedvlm: {sentence}", file=sys.stderr)
+    return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lightmedvlm",
+        description="A lightweight vision-language model for chest X-rays, taught as a notebook course.",
+        epilog=NOT_FOR_CLINICAL_USE,
+    )
+    parser.add_argument("--version", action="version", version=f"lightmedvlm {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_run(commands)
+    _add_report(commands)
+    _add_vqa(commands)
+    check = commands.add_parser("check", help="report packages, hardware and the state of the runs")
+    check.add_argument("--json", action="store_true", help="print the report as JSON")
+    check.set_defaults(command=_check)
+    return parser
+
+
+def _add_run(commands) -> None:
+    run = commands.add_parser(
+        "run",
+        help="execute the notebooks in order",
+        description="Execute the course notebooks in order; steps that are already done are kept.",
+    )
+    run.add_argument("--profile", default="laptop", choices=PROFILES, help="size of everything (%(default)s)")
+    run.add_argument("--dataset", default="phantom", choices=DATASETS, help="data set (%(default)s)")
+    run.add_argument("--data-root", default="", metavar="DIR", help="folder of a real data set")
+    run.add_argument("--run-name", default="", metavar="NAME", help="folder under outputs/ (the profile's name)")
+    run.add_argument("--seed", default=0, type=int, help="seed of everything random (%(default)s)")
+    run.add_argument("--from", dest="first", default="", metavar="NN", help="first notebook (number or name)")
+    run.add_argument("--to", dest="last", default="", metavar="NN", help="last notebook (number or name)")
+    run.add_argument("--force", action="store_true", help="redo steps that are already done")
+    run.add_argument("--json", action="store_true", help="print the run's record as JSON, progress on stderr")
+    run.add_argument(
+        "-p",
+        "--parameter",
+        dest="parameters",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="set a parameter of the notebooks that have it; repeatable",
+    )
+    run.set_defaults(command=_run)
+
+
+def _add_image_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--image",
+        required=True,
+        action="append",
+        metavar="FILE",
+        help="chest X-ray as PNG, JPEG or DICOM; repeat it for further views of the same study",
+    )
+    command.add_argument("--model", metavar="DIR", help="checkpoint folder (the newest trained run)")
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_report(commands) -> None:
+    report = commands.add_parser(
+        "report", help="write Findings and Impression for a chest X-ray", epilog=NOT_FOR_CLINICAL_USE
+    )
+    _add_image_options(report)
+    report.add_argument("--output", metavar="FILE", help="write the report to FILE instead of the screen")
+    report.set_defaults(command=_report)
+
+
+def _add_vqa(commands) -> None:
+    vqa = commands.add_parser("vqa", help="answer yes/no questions about a chest X-ray", epilog=NOT_FOR_CLINICAL_USE)
+    _add_image_options(vqa)
+    vqa.add_argument("--question", required=True, action="append", metavar="TEXT", help="yes/no question; repeatable")
+    vqa.set_defaults(command=_vqa)
+
+
+def _run(arguments) -> int:
+    from lightmedvlm_utils.execution import NotebookFailed
+    from lightmedvlm_utils.runner import run_course
+
+    def say(*texts, **options) -> None:
+        print(*texts, **options, file=sys.stderr if arguments.json else sys.stdout)
+
+    names = [name for name, _ in arguments.parameters]
+    repeated = {name for name in names if names.count(name) > 1}
+    if repeated:
+        raise UserError(f"Parameter {sorted(repeated)[0]!r} is given twice; give it once.")
+    try:
+        record = run_course(
+            arguments.profile,
+            arguments.dataset,
+            arguments.data_root,
+            arguments.run_name,
+            arguments.seed,
+            arguments.first,
+            arguments.last,
+            dict(arguments.parameters),
+            arguments.force,
+            say=say,
+        )
+    except NotebookFailed as failure:
+        print(f"\nlightmedvlm: {failure}", file=sys.stderr)
+        return 2 if failure.expected else 1
+    if arguments.json:
+        print(json.dumps(record, indent=1))
+    return 0
+
+
+def _open(arguments):
+    """The views of one study, checked before the seconds that a model takes; the model and its folder."""
+    from lightmedvlm_utils.data.images import read_image
+
+    views = [read_image(path) for path in arguments.image]
+    from lightmedvlm_utils import inference
+
+    folder = Path(arguments.model) if arguments.model else inference.newest_model()
+    return views, inference.load(folder), folder
+
+
+def _report(arguments) -> int:
+    from lightmedvlm_utils.runs import write_text
+
+    if arguments.output:
+        _check_output(Path(arguments.output))
+    views, reporter, folder = _open(arguments)
+    from lightmedvlm_utils.inference import split_report
+
+    sections = split_report(reporter.report([views])[0])
+    record = dict(images=arguments.image, model=str(folder), **sections, notice=NOT_FOR_CLINICAL_USE)
+    text = "\n\n".join(f"{heading.capitalize()}: {body}" for heading, body in sections.items() if body)
+    text = json.dumps(record, indent=1) if arguments.json else text
+    if arguments.output:
+        write_text(arguments.output, text + "\n")
+        print(f"Report written to {arguments.output}", file=sys.stderr)
+    else:
+        print(text)
+    print(NOT_FOR_CLINICAL_USE, file=sys.stderr)
+    return 0
+
+
+def _check_output(path: Path) -> None:
+    """Refuse an output file that cannot be written before the model is loaded, not after."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file for the report.")
+    folder = path.parent
+    if not folder.is_dir():
+        raise UserError(f"The folder {folder} does not exist; make it, or write the report elsewhere.")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"The folder {folder} cannot be written; choose another one for the report.")
+
+
+def _vqa(arguments) -> int:
+    if not all(question.strip() for question in arguments.question):
+        raise UserError("A --question is empty; write a yes/no question, like 'Is there a pneumothorax?'.")
+    views, reporter, folder = _open(arguments)
+    answers = reporter.answer([views] * len(arguments.question), arguments.question)
+    rows = [
+        dict(question=question, answer=answer, probability_of_yes=round(probability, 6))
+        for question, (answer, probability) in zip(arguments.question, answers, strict=True)
+    ]
+    if arguments.json:
+        record = dict(images=arguments.image, model=str(folder), answers=rows, notice=NOT_FOR_CLINICAL_USE)
+        print(json.dumps(record, indent=1))
+    else:
+        for row in rows:
+            print(f"{row['question']}  {row['answer']} (probability of yes: {row['probability_of_yes']:.2f})")
+    print(NOT_FOR_CLINICAL_USE, file=sys.stderr)
+    return 0
+
+
+def _check(arguments) -> int:
+    from lightmedvlm_utils.environment import collect, format_report
+
+    report = collect()
+    print(json.dumps(report, indent=1) if arguments.json else format_report(report))
+    return 2 if report["problems"] else 0

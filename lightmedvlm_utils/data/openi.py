@@ -1,0 +1,154 @@
+"""Reader of Open-i, the Indiana University chest X-rays: XML reports and a flat folder of PNG images."""
+
+from __future__ import annotations
+
+import tarfile
+import zlib
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path, PurePosixPath
+
+import pandas as pd
+
+from lightmedvlm_utils.data.sources import (
+    MAX_REPORT_BYTES,
+    SkipFile,
+    decode_report,
+    file_bytes,
+    skipped_table,
+    usable_images,
+)
+from lightmedvlm_utils.errors import UserError
+
+SECTIONS = ("comparison", "indication", "findings", "impression")
+_COLUMNS = ["subject_id", "study_id", "split", "images", "text", *SECTIONS, "mesh"]
+_LATERAL_VIEWS = ("L", "LL", "RL", "LARGE LATERAL")
+
+
+def read_openi(root: Path | None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(raw, skipped) as `readers.read_studies` describes them.
+
+    `root` holds the PNG images at any depth and, optionally, `ecgen-radiology/` or `NLMCXR_reports.tgz`;
+    without them, and with root None (text only, `images` empty), the reports are torchxrayvision's own.
+    """
+    images = None if root is None else _ImageFolder(root)
+    rows, skipped, seen = [], [], set()
+    for name, data in _report_files(root, skipped):
+        try:
+            record, image_ids = parse_report(data)
+        except SkipFile as error:
+            skipped.append((None, name, str(error)))
+            continue
+        study_id = record["study_id"]
+        if study_id in seen:
+            skipped.append((study_id, name, "study id already read from another file"))
+            continue
+        seen.add(study_id)
+        if images is not None:
+            record["images"] = usable_images(images.candidates(image_ids), study_id, skipped)
+            if not record["images"]:
+                skipped.append((study_id, name, "no image of the study is left"))
+                continue
+        rows.append(record)
+    raw = pd.DataFrame(rows, columns=_COLUMNS).sort_values("study_id", ignore_index=True)
+    return raw, skipped_table(skipped)
+
+
+def openi_split(uid: int) -> str:
+    """Split of an Open-i study (the set has no official one): 80 / 5 / 15 %, fixed by the id alone."""
+    percent = zlib.crc32(str(uid).encode()) % 100
+    return "test" if percent < 15 else "validate" if percent < 20 else "train"
+
+
+def parse_report(data: bytes) -> tuple[dict, list[str]]:
+    """One XML report -> (record without its images, image ids). Raises SkipFile with the reason."""
+    from defusedxml import ElementTree
+    from defusedxml.common import DefusedXmlException
+
+    try:
+        tree = ElementTree.fromstring(decode_report(data))
+    except DefusedXmlException as error:
+        raise SkipFile("XML defines entities, which no report needs") from error
+    except (ElementTree.ParseError, ValueError) as error:
+        raise SkipFile("not well-formed XML") from error
+    node = tree.find("uId")
+    uid = "" if node is None else node.get("id", "").removeprefix("CXR")
+    if not (uid.isascii() and uid.isdigit()):
+        raise SkipFile("no study id (uId)")
+    found = {e.get("Label", "").lower(): "".join(e.itertext()).strip() for e in tree.iter("AbstractText")}
+    sections = {name: found.get(name, "") for name in SECTIONS}
+    record = {
+        "subject_id": int(uid),  # Open-i does not say which studies share a patient: each counts as its own
+        "study_id": int(uid),
+        "split": openi_split(int(uid)),
+        "images": [],
+        "text": "\n\n".join(f"{name.upper()}: {body}" for name, body in sections.items() if body),
+        **sections,
+        "mesh": [e.text.strip() for e in tree.findall("MeSH/major") if e.text],
+    }
+    return record, [e.get("id", "") for e in tree.iter("parentImage")]
+
+
+class _ImageFolder:
+    """The PNGs below a folder, found by image id, with their views."""
+
+    def __init__(self, root: Path):
+        self.paths = {path.stem: path for path in sorted(root.rglob("*.png"))}
+        if not self.paths:
+            raise UserError(
+                f"{root} holds no PNG image; unpack NLMCXR_png.tgz there, or leave data_root empty "
+                "to work on the text only."
+            )
+        # torchxrayvision's corrected views (from a t-SNE of the images) win over the DICOM tag, which calls
+        # hundreds of laterals PA.
+        tags = pd.read_csv(package_file("nlmcxr_dicom_metadata.csv.gz"), usecols=["imageid", "View Position"])
+        corrected = pd.read_csv(package_file("nlmcxr_tsne_pa.csv.gz"))
+        views = dict(tags.dropna().to_numpy()) | dict(corrected.dropna().to_numpy())
+        self.views = {image: "LATERAL" if view in _LATERAL_VIEWS else view for image, view in views.items()}
+
+    def candidates(self, image_ids: list[str]) -> list[tuple[Path, str, str]]:
+        return [
+            (self.paths.get(image, Path(f"{image}.png")), self.views.get(image, ""), f"{image}.png")
+            for image in image_ids
+        ]
+
+
+def package_file(name: str) -> Path:
+    # find_spec, because importing the package would import torch
+    spec = find_spec("torchxrayvision")
+    if spec is None:
+        raise UserError("The Open-i reports come in torchxrayvision; run: pip install torchxrayvision.")
+    return Path(spec.origin).parent / "data" / name
+
+
+def _report_files(root: Path | None, skipped: list) -> Iterator[tuple[str, bytes]]:
+    """Yield (file name, content) of every report: from a folder, else an archive, else the package."""
+    if root is not None and (root / "ecgen-radiology").is_dir():
+        for path in sorted((root / "ecgen-radiology").glob("*.xml")):
+            try:
+                yield path.name, file_bytes(path)
+            except SkipFile as error:
+                skipped.append((None, path.name, str(error)))
+        return
+    archive = root / "NLMCXR_reports.tgz" if root is not None else None
+    if archive is None or not archive.is_file():
+        archive = package_file("NLMCXR_reports.tgz")
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            yield from _safe_members(tar, skipped)
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{archive} is not a readable .tgz archive ({error}); download it again.") from error
+
+
+def _safe_members(tar: tarfile.TarFile, skipped: list) -> Iterator[tuple[str, bytes]]:
+    """The XML members, read in memory: nothing is unpacked, so nothing can be written outside a folder."""
+    for member in tar:
+        path = PurePosixPath(member.name)
+        if member.isdir():
+            continue
+        if not member.isfile() or path.is_absolute() or ".." in path.parts:
+            skipped.append((None, member.name, "unsafe archive member"))
+        elif member.size > MAX_REPORT_BYTES:
+            skipped.append((None, member.name, "report larger than 1 MB"))
+        elif path.suffix == ".xml":
+            yield member.name, tar.extractfile(member).read()

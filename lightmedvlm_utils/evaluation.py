@@ -1,0 +1,199 @@
+"""An evaluation: the baselines a model must beat, and scorers that turn predictions into tidy records.
+
+Two rules make the numbers comparable. Every system is scored on the same studies with the same bootstrap
+weights, so differences are paired. And every system stands beside one that has not seen the patient's image.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from lightmedvlm_utils import metrics
+from lightmedvlm_utils.bootstrap import PROTOCOL, Estimate, bootstrap_weights, records
+from lightmedvlm_utils.config import LABELS
+from lightmedvlm_utils.data.labels import label_reports
+from lightmedvlm_utils.errors import UserError
+
+# ----------------------------------------------------------------------------------------------- baselines
+
+
+def most_frequent_report(train_reports: Sequence[str]) -> str:
+    """The report that occurs most often among the training reports, by its words; the first one in a tie."""
+    counts = Counter(tuple(metrics.words(report)) for report in train_reports)
+    if not counts:
+        raise UserError("The training split has no reports, so there is no most frequent one.")
+    favorite = counts.most_common(1)[0][0]
+    return next(report for report in train_reports if tuple(metrics.words(report)) == favorite)
+
+
+def nearest_neighbors(train_features: np.ndarray, test_features: np.ndarray) -> np.ndarray:
+    """For each test image the row of the most similar training image: cosine of features `(n, C)`."""
+
+    def unit(features: np.ndarray) -> np.ndarray:
+        features = np.asarray(features, float)
+        return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+
+    return (unit(test_features) @ unit(train_features).T).argmax(1)
+
+
+def other_patient(patients: Sequence, seed: int = 0) -> np.ndarray:
+    """A permutation `(n,)` that gives every study another patient's study; each is used exactly once.
+
+    Patients are put in random order, studies of one patient side by side; a rotation by the longest patient's
+    number of studies then leaves no one with their own. Raises UserError where one patient has over half.
+    """
+    _, index = np.unique(np.asarray(patients), return_inverse=True)
+    longest = np.bincount(index).max()
+    if 2 * longest > len(index):
+        raise UserError("One patient has more than half of the evaluated studies; evaluate more patients.")
+    order = np.argsort(np.random.default_rng(seed).permutation(index.max() + 1)[index], kind="stable")
+    shuffled = np.empty(len(index), int)
+    shuffled[order] = np.roll(order, -longest)
+    return shuffled
+
+
+def most_frequent_answers(train_questions: pd.DataFrame, questions: pd.DataFrame) -> np.ndarray:
+    """Per question the commoner training answer about its label, boolean (yes); "no" where labels tie."""
+    share = (train_questions["answer"] == "yes").groupby(train_questions["label"]).mean()
+    return (questions["label"].map(share).fillna(0) > 0.5).to_numpy()
+
+
+# ------------------------------------------------------------------------------------------------- scorers
+
+
+class ReportScorer:
+    """Scores generated reports of the same studies, system by system.
+
+    `references` are whole cleaned reports; `patients` decides what the bootstrap resamples together. Labels
+    of both sides come from the same rule-based labeler.
+    """
+
+    def __init__(
+        self,
+        references: Sequence[str],
+        patients: Sequence,
+        samples: int = 1000,
+        seed: int = 0,
+        section: str = "findings+impression",
+        meteor: bool = False,
+    ):
+        self.references, self.section, self.meteor = list(references), section, meteor
+        self.weights = bootstrap_weights(patients, samples, seed)
+        self.labels = label_reports(self.references)
+
+    def draws(self, reports: Sequence[str]) -> dict[str, metrics.Draws]:
+        """Bootstrap draws of every metric, `{protocol: {metric: (1 + samples,)}}`."""
+        predicted = label_reports(reports)
+        lexical = metrics.lexical_draws(self.references, reports, self.weights)
+        if self.meteor:
+            lexical |= metrics.meteor_draws(self.references, reports, self.weights)
+        labelled = {
+            f"{PROTOCOL}_uncertain_{rule}": metrics.label_draws(self.labels, predicted, self.weights, rule)
+            for rule in ("positive", "negative")
+        }
+        return {PROTOCOL: lexical} | labelled
+
+    def records(self, system: str, reports: Sequence[str], per_label: bool = False) -> list[dict]:
+        """Records of one system; with `per_label` also F1 by label, the label standing as the section."""
+        rows = []
+        for protocol, draws in self.draws(reports).items():
+            rows += self._rows(draws, system, protocol)
+        rows += self._rows({"distinct_ratio": Estimate(metrics.distinct_ratio(reports))}, system)
+        if per_label:
+            scores = metrics.per_label_draws(self.labels, label_reports(reports), self.weights)
+            for label, draws in scores.items():
+                rows += self._rows({"label_f1": draws}, system, f"{PROTOCOL}_uncertain_positive", label)
+        return rows
+
+    def reference_records(self) -> list[dict]:
+        """Length and variety of the references themselves, to hold the generated ones against."""
+        scores = self.draws(self.references)[PROTOCOL]
+        own = {"mean_words": scores["mean_words"]}
+        own["distinct_ratio"] = Estimate(metrics.distinct_ratio(self.references))
+        return self._rows(own, "reference")
+
+    def difference(self, name: str, first: Sequence[str], second: Sequence[str]) -> list[dict]:
+        """Paired differences first - second, recorded as system `name`: resolved where 0 lies outside."""
+        rows, other = [], self.draws(second)
+        for protocol, draws in self.draws(first).items():
+            gaps = {metric: values - other[protocol][metric] for metric, values in draws.items()}
+            rows += self._rows(gaps, name, protocol)
+        return rows
+
+    def _rows(self, scores, system: str, protocol: str = PROTOCOL, section: str = "") -> list[dict]:
+        about = {"task": "report", "unit": "study", "n": len(self.references), "protocol": protocol}
+        return records(scores, system=system, section=section or self.section, **about)
+
+
+class VQAScorer:
+    """Scores yes/no answers to the same questions, system by system.
+
+    `questions` has the columns `label`, `answer` ("yes" or "no") and `subject_id`.
+    """
+
+    def __init__(self, questions: pd.DataFrame, samples: int = 1000, seed: int = 0):
+        self.questions = questions.reset_index(drop=True)
+        self.truth = (self.questions["answer"] == "yes").to_numpy()
+        self.weights = bootstrap_weights(self.questions["subject_id"], samples, seed)
+
+    def draws(self, yes: Sequence[bool], probability: Sequence[float] | None = None) -> metrics.Draws:
+        """Bootstrap draws of every metric; those of the probability only where one is given."""
+        draws = metrics.vqa_draws(self.truth, yes, self.weights)
+        if probability is not None:
+            draws |= metrics.probability_draws(self.truth, probability, self.weights)
+        return draws
+
+    def records(
+        self,
+        system: str,
+        yes: Sequence[bool],
+        probability: Sequence[float] | None = None,
+        per_label: bool = False,
+    ) -> list[dict]:
+        """Records of one system; with `per_label` also balanced accuracy by label, as the section."""
+        rows = self._rows(self.draws(yes, probability), system)
+        for label in LABELS if per_label else ():
+            asked = (self.questions["label"] == label).to_numpy()
+            if asked.any():
+                draws = metrics.vqa_draws(self.truth[asked], np.asarray(yes)[asked], self.weights[:, asked])
+                own = {"balanced_accuracy": draws["balanced_accuracy"]}
+                rows += self._rows(own, system, label, int(asked.sum()))
+        return rows
+
+    def difference(self, name: str, first: tuple, second: tuple) -> list[dict]:
+        """Paired differences of two systems' `(yes, probability)`, recorded as system `name`."""
+        other = self.draws(*second)
+        gaps = {metric: values - other[metric] for metric, values in self.draws(*first).items()}
+        return self._rows(gaps, name)
+
+    def _rows(self, scores, system: str, section: str = "all questions", n: int | None = None) -> list[dict]:
+        about = {"task": "vqa", "unit": "question", "n": n or len(self.truth)}
+        return records(scores, system=system, section=section, **about)
+
+
+def finding_records(
+    system: str, states: pd.DataFrame, probability: np.ndarray, patients: Sequence, samples: int = 1000, seed: int = 0
+) -> list[dict]:
+    """AUROC of per-label probabilities `(n, 14)` against label states, each label and their mean.
+
+    What the image part knows before any word is written: uncertain states are left out, label by label. Labels
+    that are present in none or all of the studies have no AUROC and are not part of the mean.
+    """
+    weights = bootstrap_weights(patients, samples, seed)
+    about = {"system": system, "task": "findings", "unit": "study"}
+    rows, scores = [], []
+    for column, label in enumerate(LABELS):
+        known = (states[label] != -1).to_numpy()
+        truth = (states[label] == 1).to_numpy()[known]
+        if truth.any() and not truth.all():
+            draws = metrics.probability_draws(truth, probability[known, column], weights[:, known])
+            scores.append(draws["auroc"])
+            rows += records({"auroc": draws["auroc"]}, section=label, n=int(known.sum()), **about)
+    if scores:
+        macro = {"macro_auroc": np.ma.masked_invalid(scores).mean(0).filled(np.nan)}
+        rows += records(macro, section="all labels", n=len(states), **about)
+    return rows

@@ -1,0 +1,152 @@
+"""Use a trained model: reports, answers with probabilities, per-finding probabilities and attention maps.
+
+Nothing else in the project decodes text. An image is a path, a gray array (H, W) in 0 to 1, a list of either (the
+views of one study), or the encoder's tokens (N, C) from `Reporter.features`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightmedvlm_utils.config import LABELS
+from lightmedvlm_utils.errors import UserError
+from lightmedvlm_utils.model.modeling import LightMedVLM
+from lightmedvlm_utils.model.processing import Processor
+from lightmedvlm_utils.runs import device_report, outputs_root
+
+Image = Path | str | np.ndarray | Sequence | Tensor
+MODEL_STEP = "06_stage3_vqa"  # its model has been through all stages and does both tasks
+
+
+class Answer(NamedTuple):
+    """`probability` is that of "yes" against "no"."""
+
+    answer: str
+    probability: float
+
+
+class Reporter:
+    """A model and its processor, ready to be asked."""
+
+    def __init__(self, model: LightMedVLM, processor: Processor, precision: str = "auto", batch_size: int = 32):
+        self.device, self.dtype, _ = device_report(precision)
+        self.model, self.processor = model.to(self.device).eval(), processor
+        self.batch_size = batch_size
+
+    def report(self, images: Sequence[Image], num_beams: int = 1, max_new_tokens: int | None = None) -> list[str]:
+        """One report an image, decoded greedily or by beam search."""
+        prompt, reports = self.processor.report_prompt(), []
+        for batch in self._batches(images):
+            text = self.processor.for_generation([prompt] * len(batch))
+            with self._autocast():
+                ids = self.model.generate(
+                    **self._to_device(text | self._inputs(batch)),
+                    max_new_tokens=max_new_tokens or self.processor.max_report_tokens,
+                    num_beams=num_beams,
+                    do_sample=False,
+                    eos_token_id=self.processor.end_id,
+                    pad_token_id=self.processor.padding_id,
+                )
+            reports += self.processor.decode(ids)
+        return reports
+
+    @torch.inference_mode()
+    def answer(self, images: Sequence[Image], questions: Sequence[str]) -> list[Answer]:
+        """Answer question i about image i with yes or no, from the first token's probabilities alone: one forward
+        pass, and never an answer that must be interpreted."""
+        yes, no = self.processor.answer_ids()
+        answers = []
+        for batch in self._batches(list(zip(images, questions, strict=True))):
+            text = self.processor.for_generation([self.processor.question_prompt(question) for _, question in batch])
+            with self._autocast():
+                logits = self.model(**self._to_device(text | self._inputs([image for image, _ in batch]))).logits
+            probabilities = logits[:, [yes, no]].float().softmax(-1)[:, 0].tolist()
+            answers += [Answer("yes" if p >= 0.5 else "no", p) for p in probabilities]
+        return answers
+
+    @torch.inference_mode()
+    def findings(self, images: Sequence[Image]) -> np.ndarray:
+        """(n, 14) probabilities of the labels, from SASA's disease queries alone."""
+        connector = self._sasa()
+        rows = [connector.disease_logits(connector(f)).sigmoid().cpu() for f in self._feature_batches(images)]
+        return torch.cat(rows).numpy()
+
+    @torch.inference_mode()
+    def attention(self, image: Image) -> dict[str, np.ndarray]:
+        """Where each disease query looks: label -> (H, W) map that sums to 1."""
+        connector = self._sasa()
+        maps = connector.attention_maps(next(self._feature_batches([image])))[0].cpu().numpy()  # (Q, H, W)
+        return dict(zip(LABELS, maps, strict=False))
+
+    @torch.inference_mode()
+    def features(self, images: Sequence[Image]) -> list[Tensor]:
+        """The encoder's tokens (N, C) of each image: compute them once where an image is asked many times."""
+        return [row for batch in self._feature_batches(images) for row in batch.cpu()]
+
+    def _feature_batches(self, images: Sequence[Image]) -> Iterator[Tensor]:
+        for batch in self._batches(images):
+            inputs = self._to_device(self._inputs(batch))
+            with self._autocast():
+                found = inputs.get("image_features")
+                found = self.model.encode_images(**inputs) if found is None else found
+            yield found.float()
+
+    def _inputs(self, images: Sequence[Image]) -> dict[str, Tensor]:
+        if isinstance(images[0], Tensor):
+            return {"image_features": torch.stack(list(images)).float()}
+        single = (str, Path, np.ndarray)
+        return self.processor.images([[image] if isinstance(image, single) else image for image in images])
+
+    def _batches(self, items: Sequence) -> Iterator[list]:
+        for start in range(0, len(items), self.batch_size):
+            yield list(items[start : start + self.batch_size])
+
+    def _sasa(self):
+        if not hasattr(self.model.connector, "attention_maps"):
+            raise UserError("This model has the plain projector; only a SASA model has disease queries.")
+        return self.model.connector
+
+    def _autocast(self):
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value.to(self.device) for name, value in batch.items()}
+
+
+def load(folder: Path | str | None = None, **options) -> Reporter:
+    """A Reporter for a checkpoint folder, or for the newest trained run; `options` go to Reporter."""
+    folder = Path(folder) if folder else newest_model()
+    if not folder.is_dir():
+        raise UserError(
+            f"There is no model folder {folder}; give the folder of a checkpoint, or train one with `make run`."
+        )
+    return Reporter(LightMedVLM.from_pretrained(folder), Processor.from_pretrained(folder), **options)
+
+
+def newest_model() -> Path:
+    """The model folder of the run that finished its last training stage most recently.
+
+    Raises UserError that says which command makes one.
+    """
+    manifests = sorted(outputs_root().glob(f"*/{MODEL_STEP}/manifest.json"), key=lambda p: p.stat().st_mtime)
+    for manifest in reversed(manifests):
+        folder = manifest.parent / json.loads(manifest.read_text())["parameters"]["connector"]
+        if folder.is_dir():
+            return folder
+    raise UserError(
+        f"No trained model was found under {outputs_root()}; `make run` (or `lightmedvlm run`) trains one, or name a "
+        "checkpoint folder with --model."
+    )
+
+
+def split_report(report: str) -> dict[str, str]:
+    """A generated report's findings and impression; a text without headings counts as findings."""
+    before, _, impression = report.partition("Impression:")
+    return {"findings": before.replace("Findings:", "", 1).strip(), "impression": impression.strip()}

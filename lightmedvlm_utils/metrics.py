@@ -1,0 +1,249 @@
+"""What a report and a yes/no answer are worth. Functions named `*_draws` return bootstrap draws of metrics.
+
+Their `weights` come from `bootstrap_weights`: element 0 is the point estimate, the others are the resamples.
+Protocol "lightmedvlm": words as in `words` (lower case; headings and punctuation removed), the whole
+reference, one reference a study. Label metrics name their rule for uncertain mentions in the protocol too.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from lightmedvlm_utils.config import LABELS
+from lightmedvlm_utils.errors import UserError
+
+# The five observations of the CheXpert competition (Irvin et al. 2019, arXiv 1901.07031).
+FIVE_LABELS = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
+UncertainAs = Literal["positive", "negative"]
+Draws = dict[str, np.ndarray]  # metric -> (1 + samples,) values, the point estimate first
+
+_HEADING = re.compile(r"\b(?:findings|impression)\s*:", re.IGNORECASE)
+_WORD = re.compile(r"\d+\.\d+|[^\W_]+(?:['’][^\W_]+)*")
+
+
+def words(report: str) -> list[str]:
+    """Lower-cased words of a report; decimals stay whole, section headings and punctuation go.
+
+    >>> words("Findings: A 1.2-cm nodule, left. No PTX.")
+    ['a', '1.2', 'cm', 'nodule', 'left', 'no', 'ptx']
+    """
+    return _WORD.findall(_HEADING.sub(" ", report).lower())
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Quotient that is NaN, silently, where there is nothing to divide by."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(denominator == 0, np.nan, numerator / denominator)
+
+
+def _mean(values: Sequence[float], weights: np.ndarray) -> np.ndarray:
+    return weights @ np.asarray(values, float) / weights.sum(1)
+
+
+# ------------------------------------------------------------------------------------------ lexical overlap
+
+
+def _tokenized(reports: Sequence[str]) -> dict[int, list[str]]:
+    return {index: [" ".join(words(report))] for index, report in enumerate(reports)}
+
+
+def bleu_counts(references: Sequence[str], hypotheses: Sequence[str]) -> np.ndarray:
+    """Per study `(n, 10)`: matched and proposed 1- to 4-grams, hypothesis length, reference length."""
+    from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
+
+    rows = []
+    for (reference,), (hypothesis,) in zip(
+        _tokenized(references).values(), _tokenized(hypotheses).values(), strict=True
+    ):
+        counts = cook_test(hypothesis, cook_refs([reference]))
+        rows.append([*counts["correct"], *counts["guess"], counts["testlen"], *counts["reflen"]])
+    return np.array(rows, float).reshape(-1, 10)
+
+
+def bleu(totals: np.ndarray) -> np.ndarray:
+    """Corpus BLEU-1 to 4 `(..., 4)` from summed `bleu_counts` `(..., 10)` (Papineni et al. 2002).
+
+    The small constants are those of pycocoevalcap, so the values are the same to the last digit.
+    """
+    matched, proposed, length, reference_length = np.split(totals, [4, 8, 9], axis=-1)
+    precision = (matched + 1e-15) / (proposed + 1e-9)
+    score = np.cumprod(precision, axis=-1) ** (1 / np.arange(1, 5))
+    ratio = (length + 1e-15) / (reference_length + 1e-9)
+    return score * np.exp(np.minimum(0, 1 - 1 / ratio))
+
+
+def lexical_draws(references: Sequence[str], hypotheses: Sequence[str], weights: np.ndarray) -> Draws:
+    """BLEU-1 to 4 (corpus level), ROUGE-L (F, beta 1.2), CIDEr and mean length in words, per bootstrap draw.
+
+    CIDEr takes its document frequencies from the whole set of references, in every draw: a CIDEr of another
+    subset is another scale. Its value is 0 for a single study.
+    """
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    scores = bleu(weights @ bleu_counts(references, hypotheses))
+    expected, proposed = _tokenized(references), _tokenized(hypotheses)
+    return {
+        **{f"bleu_{order}": scores[:, order - 1] for order in (1, 2, 3, 4)},
+        "rouge_l": _mean(Rouge().compute_score(expected, proposed)[1], weights),
+        "cider": _mean(Cider().compute_score(expected, proposed)[1], weights),
+        "mean_words": _mean([len(words(report)) for report in hypotheses], weights),
+    }
+
+
+def meteor_draws(references: Sequence[str], hypotheses: Sequence[str], weights: np.ndarray) -> Draws:
+    """METEOR 1.5, mean over studies. It is a Java program: raises UserError where there is no Java."""
+    if shutil.which("java") is None:
+        raise UserError("METEOR needs a Java runtime, and there is none: install one, or set meteor=False.")
+    from pycocoevalcap.meteor.meteor import Meteor
+
+    scores = Meteor().compute_score(_tokenized(references), _tokenized(hypotheses))[1]
+    return {"meteor": _mean(scores, weights)}
+
+
+def distinct_ratio(reports: Sequence[str]) -> float:
+    """Share of reports that differ from all others: near 0 where a model has collapsed to a template."""
+    return len({tuple(words(report)) for report in reports}) / len(reports)
+
+
+# ---------------------------------------------------------------------------------------------- 14 labels
+
+
+def positive(labels: pd.DataFrame, uncertain_as: UncertainAs = "positive") -> np.ndarray:
+    """Boolean `(n, 14)` in the order of LABELS from states 1, 0, -1 and NaN (not mentioned: negative)."""
+    if uncertain_as not in ("positive", "negative"):
+        raise UserError(f"uncertain_as is {uncertain_as!r}; use 'positive' or 'negative'.")
+    states = labels[list(LABELS)].to_numpy(float)
+    return (states == 1) | (states == -1) if uncertain_as == "positive" else states == 1
+
+
+def _confusion(truth: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Weighted true positives, false positives, false negatives, true negatives, each `(draws, k)`."""
+    cells = (truth & predicted, ~truth & predicted, truth & ~predicted, ~truth & ~predicted)
+    return tuple(weights @ cell.astype(float) for cell in cells)
+
+
+def label_draws(
+    reference: pd.DataFrame,
+    predicted: pd.DataFrame,
+    weights: np.ndarray,
+    uncertain_as: UncertainAs = "positive",
+) -> Draws:
+    """Macro and micro F1 over the 14 labels and over FIVE_LABELS, per bootstrap draw.
+
+    A label without a positive on either side has no F1 and is left out of the macro (`label_f1` lists it).
+    The labels come from our rule-based labeler, hence not "CheXbert F1".
+    """
+    truth, guess = positive(reference, uncertain_as), positive(predicted, uncertain_as)
+    hits, alarms, misses, _ = _confusion(truth, guess, weights)
+    draws = {}
+    for suffix, names in (("", LABELS), ("_5", FIVE_LABELS)):
+        columns = [LABELS.index(name) for name in names]
+        tp, errors = hits[:, columns], (alarms + misses)[:, columns]
+        per_label = np.ma.masked_invalid(_ratio(2 * tp, 2 * tp + errors))
+        draws[f"label_macro_f1{suffix}"] = per_label.mean(1).filled(np.nan)
+        draws[f"label_micro_f1{suffix}"] = _ratio(2 * tp.sum(1), (2 * tp + errors).sum(1))
+    return draws
+
+
+def per_label_draws(
+    reference: pd.DataFrame,
+    predicted: pd.DataFrame,
+    weights: np.ndarray,
+    uncertain_as: UncertainAs = "positive",
+) -> Draws:
+    """F1 of each label, per bootstrap draw; NaN where a draw has no positive on either side."""
+    truth, guess = positive(reference, uncertain_as), positive(predicted, uncertain_as)
+    tp, fp, fn, _ = _confusion(truth, guess, weights)
+    scores = _ratio(2 * tp, 2 * tp + fp + fn)
+    return {label: scores[:, index] for index, label in enumerate(LABELS)}
+
+
+class LabelF1(NamedTuple):
+    """`table` has a row per label: precision, recall, f1, support, predicted; `left_out` have no positive."""
+
+    table: pd.DataFrame
+    macro: float
+    micro: float
+    macro_5: float
+    micro_5: float
+    left_out: tuple[str, ...]
+
+
+def label_f1(
+    reference: pd.DataFrame, predicted: pd.DataFrame, uncertain_as: UncertainAs = "positive"
+) -> LabelF1:
+    """Agreement of two label tables (14 columns of 1, 0, -1, NaN; rows in the same order)."""
+    everyone = np.ones((1, len(reference)))
+    truth, guess = positive(reference, uncertain_as), positive(predicted, uncertain_as)
+    tp, fp, fn, _ = (cell[0] for cell in _confusion(truth, guess, everyone))
+    columns = {
+        "precision": _ratio(tp, tp + fp),
+        "recall": _ratio(tp, tp + fn),
+        "f1": _ratio(2 * tp, 2 * tp + fp + fn),
+        "support": (tp + fn).astype(int),
+        "predicted": (tp + fp).astype(int),
+    }
+    table = pd.DataFrame(columns, index=pd.Index(LABELS, name="label"))
+    scores = label_draws(reference, predicted, everyone, uncertain_as)
+    names = ("label_macro_f1", "label_micro_f1", "label_macro_f1_5", "label_micro_f1_5")
+    left_out = tuple(table.index[table["f1"].isna()])
+    return LabelF1(table, *(float(scores[name][0]) for name in names), left_out)
+
+
+# ------------------------------------------------------------------------------------------ yes/no answers
+
+
+def vqa_draws(truth: Sequence[bool], predicted: Sequence[bool], weights: np.ndarray) -> Draws:
+    """Accuracy, sensitivity, specificity, their mean and Matthews' correlation, per bootstrap draw."""
+    cells = _confusion(np.asarray(truth, bool)[:, None], np.asarray(predicted, bool)[:, None], weights)
+    tp, fp, fn, tn = (cell[:, 0] for cell in cells)
+    sensitivity, specificity = _ratio(tp, tp + fn), _ratio(tn, tn + fp)
+    spread = np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+    return {
+        "accuracy": _ratio(tp + tn, weights.sum(1)),
+        "balanced_accuracy": (sensitivity + specificity) / 2,
+        "sensitivity": sensitivity,
+        "specificity": specificity,
+        # A constant answer correlates with nothing: by convention 0, not undefined.
+        "mcc": np.where(spread == 0, 0.0, np.nan_to_num(_ratio(tp * tn - fp * fn, spread))),
+    }
+
+
+def probability_draws(
+    truth: Sequence[bool], probability: Sequence[float], weights: np.ndarray, bins: int = 10
+) -> Draws:
+    """AUROC and expected calibration error of the probability of "yes", per bootstrap draw.
+
+    AUROC counts a tie as half. ECE: the gap between mean probability and share of yes, averaged over `bins`
+    equal-width bins by their size (Guo et al. 2017, arXiv 1706.04599).
+    """
+    truth, probability = np.asarray(truth, bool), np.asarray(probability, float)
+    order = np.argsort(probability)
+    starts = np.unique(probability[order], return_index=True)[1]
+    ranked = weights[:, order]
+    yes = np.add.reduceat(ranked * truth[order], starts, axis=1)
+    no = np.add.reduceat(ranked * ~truth[order], starts, axis=1)
+    below = no.cumsum(1) - no / 2  # "no" items ranked below each distinct probability, ties half
+    gaps = np.where(_bin(probability, bins)[:, None] == np.arange(bins), (probability - truth)[:, None], 0)
+    return {
+        "auroc": _ratio((yes * below).sum(1), yes.sum(1) * no.sum(1)),
+        "ece": np.abs(weights @ gaps).sum(1) / weights.sum(1),
+    }
+
+
+def _bin(probability: np.ndarray, bins: int) -> np.ndarray:
+    return np.minimum((probability * bins).astype(int), bins - 1)
+
+
+def calibration_table(truth: Sequence[bool], probability: Sequence[float], bins: int = 10) -> pd.DataFrame:
+    """One row per occupied bin: mean probability of "yes", share of yes, number of questions."""
+    answers = pd.DataFrame({"probability": np.asarray(probability, float), "yes": np.asarray(truth, float)})
+    grouped = answers.groupby(_bin(answers["probability"].to_numpy(), bins))
+    return grouped.agg(probability=("probability", "mean"), yes=("yes", "mean"), n=("yes", "size"))

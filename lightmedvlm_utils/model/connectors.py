@@ -1,0 +1,169 @@
+"""Connectors turn image tokens into language-model tokens: `(B, N, vision_dim) -> (B, Q, llm_dim)`.
+
+`"sasa"` is the thesis' Spatially-Aware Semantic Abstractor, `"mlp"` its baseline projector. Letters: B batch,
+N image tokens (H x W of them), Q query tokens, C vision width, D language-model width.
+
+The convolutional stage follows Honeybee's C-Abstractor (Cha et al. 2024, arXiv 2312.06742) in idea, the query
+stage follows cross-attention resamplers (Alayrac et al. 2022, arXiv 2204.14198).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from lightmedvlm_utils.config import LABELS
+from lightmedvlm_utils.errors import UserError
+
+
+class MLPConnector(nn.Module):
+    """The baseline: the same two linear layers for every image token, so Q = N."""
+
+    def __init__(
+        self,
+        vision_dim: int,
+        llm_dim: int,
+        grid: tuple[int, int],
+        dropout: float = 0.1,
+        output_scale: float = 1.0,
+    ):
+        super().__init__()
+        self.num_output_tokens, self.output_scale = grid[0] * grid[1], output_scale
+        self.hidden = nn.Linear(vision_dim, 2 * vision_dim)
+        self.dropout = nn.Dropout(dropout)
+        self.project = nn.Linear(2 * vision_dim, llm_dim)
+        self.norm = nn.LayerNorm(llm_dim)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, D)."""
+        hidden = self.dropout(nn.functional.gelu(self.hidden(features)))  # (B, N, 2C)
+        return self.norm(self.project(hidden)) * self.output_scale  # (B, N, D)
+
+
+class SASA(nn.Module):
+    """Spatially-Aware Semantic Abstractor: convolutional refinement, then cross-attention from disease queries.
+
+    The defaults are the thesis' configuration. Options:
+
+    - `conv`: whether the two 3x3 convolutions refine the map first;
+    - `conv_norm`: `"batch"` as in the thesis, `"group"` for batches of one (BatchNorm has no variance there);
+    - `key_positions`: add a fixed two-dimensional sine code to the attention keys, so that a query can tell
+      left from right by itself instead of by what the convolutions' borders leak;
+    - `residual`: `"raw"` adds the queries themselves to what they attended to (report stages of the thesis),
+      `"normed"` their LayerNorm (its VQA stage);
+    - `match_query_scale`: give the free queries the scale of word embeddings, as the disease queries have it;
+    - `output_scale`: factor on the normalized tokens; word embeddings are far smaller than a LayerNorm's output.
+    """
+
+    def __init__(
+        self,
+        vision_dim: int,
+        llm_dim: int,
+        grid: tuple[int, int],
+        num_queries: int = 64,
+        num_heads: int = 8,
+        dropout: float = 0.1,
+        conv: bool = True,
+        conv_norm: str = "batch",
+        key_positions: bool = False,
+        residual: str = "raw",
+        match_query_scale: bool = False,
+        output_scale: float = 1.0,
+    ):
+        super().__init__()
+        if residual not in ("raw", "normed") or conv_norm not in ("batch", "group"):
+            raise UserError(
+                f"SASA knows residual 'raw' or 'normed' and conv_norm 'batch' or 'group', not {residual!r} "
+                f"and {conv_norm!r}; correct the connector options."
+            )
+        if num_queries < len(LABELS):
+            raise UserError(f"SASA needs num_queries >= {len(LABELS)}, one per label; {num_queries} was given.")
+        self.grid, self.num_output_tokens, self.residual = tuple(grid), num_queries, residual
+        self.match_query_scale, self.output_scale = match_query_scale, output_scale
+        self.refine = _refinement(vision_dim, conv_norm) if conv else nn.Identity()
+        self.project = nn.Linear(vision_dim, llm_dim)
+        positions = _sine_positions(grid, llm_dim) if key_positions else torch.zeros(1)
+        self.register_buffer("positions", positions, persistent=False)
+        self.queries = nn.Parameter(torch.randn(num_queries, llm_dim))
+        self.norm_queries = nn.LayerNorm(llm_dim)
+        self.norm_keys = nn.LayerNorm(llm_dim)
+        self.attention = nn.MultiheadAttention(llm_dim, num_heads, dropout, batch_first=True)
+        self.norm_attended = nn.LayerNorm(llm_dim)
+        self.mlp = nn.Sequential(nn.Linear(llm_dim, 4 * llm_dim), nn.GELU(), nn.Linear(4 * llm_dim, llm_dim))
+        self.norm = nn.LayerNorm(llm_dim)
+        # Reads query i's answer about label i; used by the disease loss and for per-finding probabilities.
+        self.disease_weight = nn.Parameter(torch.randn(len(LABELS), llm_dim) / math.sqrt(llm_dim))
+        self.disease_bias = nn.Parameter(torch.zeros(len(LABELS)))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, N, C) -> (B, Q, D)."""
+        return self._attend(features)[0]
+
+    def attention_maps(self, features: Tensor) -> Tensor:
+        """(B, N, C) -> (B, Q, H, W): where each query looks, mean over the heads; each map sums to 1."""
+        weights = self._attend(features, need_weights=True)[1]  # (B, Q, N)
+        return weights.unflatten(-1, self.grid)  # (B, Q, H, W)
+
+    def disease_logits(self, tokens: Tensor) -> Tensor:
+        """Connector output (B, Q, D) -> (B, 14): the logit that label i is present, read from query i alone."""
+        own = tokens[:, : len(LABELS)] / self.output_scale  # (B, 14, D)
+        return (own * self.disease_weight).sum(-1) + self.disease_bias
+
+    @torch.no_grad()
+    def start_from_diseases(self, disease_embeddings: Tensor) -> None:
+        """Overwrite the first 14 queries with `disease_embeddings` (14, D), the labels' names as the language
+        model embeds them."""
+        if self.match_query_scale:
+            self.queries.mul_(disease_embeddings.std() / self.queries.std())
+        self.queries[: len(LABELS)] = disease_embeddings.to(self.queries)
+
+    def _attend(self, features: Tensor, need_weights: bool = False) -> tuple[Tensor, Tensor | None]:
+        maps = features.transpose(1, 2).unflatten(-1, self.grid)  # (B, C, H, W)
+        visual = self.project(self.refine(maps).flatten(2).transpose(1, 2))  # (B, N, D)
+        keys = self.norm_keys(visual + self.positions)  # (B, N, D)
+        queries = self.queries.expand(len(features), -1, -1)  # (B, Q, D)
+        normed = self.norm_queries(queries)
+        attended, weights = self.attention(normed, keys, keys, need_weights=need_weights)  # (B, Q, D)
+        start = queries if self.residual == "raw" else normed
+        tokens = self.norm_attended(start + attended)
+        return self.norm(tokens + self.mlp(tokens)) * self.output_scale, weights
+
+
+def _refinement(width: int, norm: str) -> nn.Sequential:
+    def make_norm() -> nn.Module:
+        return nn.BatchNorm2d(width) if norm == "batch" else nn.GroupNorm(math.gcd(32, width), width)
+
+    layers: list[nn.Module] = []
+    for _ in range(2):
+        layers += [nn.Conv2d(width, width, 3, padding=1), make_norm(), nn.SiLU()]
+    return nn.Sequential(*layers)
+
+
+def _sine_positions(grid: tuple[int, int], width: int) -> Tensor:
+    """(H*W, width): the first half of the channels codes the row, the second the column, each as in Vaswani et
+    al. 2017 but with base 100, since a grid has tens of places, not thousands."""
+    quarter = width // 4
+    rates = torch.exp(torch.arange(quarter) * (-math.log(100.0) / quarter))
+
+    def code(count: int) -> Tensor:
+        angles = torch.arange(count)[:, None] * rates
+        return torch.cat([angles.sin(), angles.cos()], -1)  # (count, 2 * quarter)
+
+    table = torch.zeros(*grid, width)
+    table[..., : 2 * quarter] = code(grid[0])[:, None]
+    table[..., 2 * quarter : 4 * quarter] = code(grid[1])
+    return table.flatten(0, 1)
+
+
+CONNECTORS = {"mlp": MLPConnector, "sasa": SASA}
+
+
+def build_connector(
+    name: str, vision_dim: int, llm_dim: int, grid: tuple[int, int], **options: object
+) -> MLPConnector | SASA:
+    """A connector by its name, `"sasa"` or `"mlp"`; `options` are keyword arguments of that class."""
+    if name not in CONNECTORS:
+        raise UserError(f"There is no connector {name!r}; choose 'sasa' or 'mlp'.")
+    return CONNECTORS[name](vision_dim, llm_dim, grid, **options)

@@ -1,0 +1,172 @@
+"""From files and questions to tensors: the image transform, the chat prompts and the two collators."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from lightmedvlm_utils.data.images import read_image
+from lightmedvlm_utils.errors import UserError
+from lightmedvlm_utils.runs import write_json
+
+IMAGE_TOKEN = "<|image_pad|>"  # Qwen3's tokenizer has it already
+END_OF_TURN = "<|im_end|>"
+PADDING = "<|endoftext|>"
+
+# The thesis' prompts, word for word.
+REPORT_SYSTEM = (
+    "You are a professional radiologist. Please generate a comprehensive and detailed diagnosis report for this "
+    "chest xray image."
+)
+REPORT_USER = "The chest X-ray image shows: {image}"
+VQA_SYSTEM = (
+    "You are a professional radiologist. Please answer the question based on the chest X-ray image and choose "
+    "from the following two options: [yes, no]."
+)
+VQA_USER = "{question} {image}"
+
+
+def chat_prompt(system: str, user: str) -> str:
+    """Qwen's chat format up to the point where the assistant speaks."""
+    turns = (("system", system), ("user", user))
+    text = "".join(f"<|im_start|>{role}\n{content}{END_OF_TURN}\n" for role, content in turns)
+    return text + "<|im_start|>assistant\n"
+
+
+class Processor:
+    """Image transform, tokenizer and prompts of one model; saved beside its weights.
+
+    `image_size` in pixels (square), `mean` and `std` of the encoder's pretraining (grey values 0 to 1),
+    `num_image_tokens` = Q of the connector, `max_report_tokens` = where training targets are cut.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        image_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        num_image_tokens: int,
+        max_views: int = 1,
+        max_report_tokens: int = 100,
+    ):
+        self.tokenizer = tokenizer
+        self.image_size, self.num_image_tokens = image_size, num_image_tokens
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.max_views, self.max_report_tokens = max_views, max_report_tokens
+        self.image_token_id = self._single_id(IMAGE_TOKEN)
+        self.end_id = self._single_id(END_OF_TURN)
+        self.padding_id = self._single_id(PADDING)
+
+    # Images
+
+    def transform(self, image: np.ndarray) -> Tensor:
+        """(H, W) grey values in 0 to 1 -> (3, S, S): padded to a square, so that no costophrenic angle is cut
+        off, resized with antialiasing, repeated to the encoder's three channels and normalized."""
+        height, width = image.shape
+        side = max(height, width)
+        square = torch.zeros(1, 1, side, side)
+        top, left = (side - height) // 2, (side - width) // 2
+        square[0, 0, top : top + height, left : left + width] = torch.from_numpy(np.ascontiguousarray(image))
+        small = torch.nn.functional.interpolate(
+            square, size=(self.image_size, self.image_size), mode="bilinear", antialias=True
+        )
+        mean, std = torch.tensor(self.mean)[:, None, None], torch.tensor(self.std)[:, None, None]
+        return (small[0].expand(3, -1, -1) - mean) / std
+
+    def images(self, studies: Sequence[Sequence[Path | str | np.ndarray]]) -> dict[str, Tensor]:
+        """Views of B studies -> `pixel_values` (B, V, 3, S, S) and `view_mask` (B, V); at most `max_views` each."""
+        studies = [list(views)[: self.max_views] for views in studies]
+        if not all(studies):
+            raise UserError("A study has no image; drop it from the study table or give its image.")
+        most = max(map(len, studies))
+        pixels = torch.zeros(len(studies), most, 3, self.image_size, self.image_size)
+        mask = torch.zeros(len(studies), most, dtype=torch.bool)
+        for row, views in enumerate(studies):
+            for column, view in enumerate(views):
+                grey = view if isinstance(view, np.ndarray) else read_image(view)
+                pixels[row, column], mask[row, column] = self.transform(grey), True
+        return {"pixel_values": pixels, "view_mask": mask}
+
+    # Text
+
+    def report_prompt(self) -> str:
+        return chat_prompt(REPORT_SYSTEM, REPORT_USER.format(image=IMAGE_TOKEN * self.num_image_tokens))
+
+    def question_prompt(self, question: str) -> str:
+        image = IMAGE_TOKEN * self.num_image_tokens
+        return chat_prompt(VQA_SYSTEM, VQA_USER.format(question=self._plain(question), image=image))
+
+    def for_training(self, prompts: Sequence[str], targets: Sequence[str]) -> dict[str, Tensor]:
+        """Prompts and what to answer -> `input_ids`, `attention_mask`, `labels` (B, T), padded on the right.
+
+        Only the answer and its end-of-turn carry a label; prompt, image and padding have -100 by their role. An
+        answer longer than `max_report_tokens` is cut, and then has no end-of-turn, since it does not end there.
+        """
+        rows = []
+        for prompt, target in zip(prompts, targets, strict=True):
+            prompt_ids = self._ids(prompt)
+            target_ids = [*self._ids(self._plain(target)), self.end_id][: self.max_report_tokens]
+            rows.append((prompt_ids + target_ids, [-100] * len(prompt_ids) + target_ids))
+        longest = max(len(ids) for ids, _ in rows)
+        ids = torch.full((len(rows), longest), self.padding_id)
+        labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
+        for row, (row_ids, row_labels) in enumerate(rows):
+            ids[row, : len(row_ids)], labels[row, : len(row_ids)] = torch.tensor(row_ids), torch.tensor(row_labels)
+            mask[row, : len(row_ids)] = 1
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+    def for_generation(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Prompts -> `input_ids`, `attention_mask` (B, T), padded on the left, so that all end where the answer
+        begins."""
+        rows = [self._ids(prompt) for prompt in prompts]
+        longest = max(map(len, rows))
+        ids = torch.full((len(rows), longest), self.padding_id)
+        mask = torch.zeros_like(ids)
+        for row, row_ids in enumerate(rows):
+            ids[row, longest - len(row_ids) :], mask[row, longest - len(row_ids) :] = torch.tensor(row_ids), 1
+        return {"input_ids": ids, "attention_mask": mask}
+
+    def decode(self, ids: Tensor) -> list[str]:
+        """Generated ids (B, T) -> texts up to the end of the turn."""
+        return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+    def answer_ids(self) -> tuple[int, int]:
+        """Token ids of "yes" and "no" at the start of an answer."""
+        return self._ids("yes")[0], self._ids("no")[0]
+
+    # Files
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Write the tokenizer and `processor_config.json`."""
+        self.tokenizer.save_pretrained(folder)
+        names = ("image_size", "mean", "std", "num_image_tokens", "max_views", "max_report_tokens")
+        write_json(Path(folder) / "processor_config.json", {name: getattr(self, name) for name in names})
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str) -> Processor:
+        """Load what `save_pretrained` wrote; raises UserError where it is not there."""
+        path = Path(folder) / "processor_config.json"
+        if not path.is_file():
+            raise UserError(f"{folder} is not a LightMedVLM checkpoint: it has no {path.name}; name a folder that has.")
+        return cls(AutoTokenizer.from_pretrained(str(folder)), **json.loads(path.read_text()))
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _single_id(self, token: str) -> int:
+        token_id = self.tokenizer.convert_tokens_to_ids(token)
+        if token_id is None or token_id == self.tokenizer.unk_token_id:
+            raise UserError(f"The tokenizer has no {token} token; use Qwen3's tokenizer or the shipped one.")
+        return token_id
+
+    @staticmethod
+    def _plain(text: str) -> str:
+        """Text from outside must not smuggle in chat or image tokens."""
+        return text.replace("<|", "< |")

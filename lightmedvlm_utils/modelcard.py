@@ -1,0 +1,92 @@
+"""The model card of a run, written from its records and manifests: no number in it is typed by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from lightmedvlm_utils.config import NOT_FOR_CLINICAL_USE, Profile
+
+# (heading, task, section, {metric: column title}, protocol) of the tables in the card.
+_TABLES = (
+    (
+        "Reports: findings named (label F1 by a rule-based labeler, uncertain counts as positive)",
+        ("report", "findings+impression", "lightmedvlm_uncertain_positive"),
+        {"label_macro_f1": "macro F1", "label_micro_f1": "micro F1", "label_macro_f1_5": "macro F1, 5 labels"},
+    ),
+    (
+        "Reports: overlap of words",
+        ("report", "findings+impression", "lightmedvlm"),
+        {"bleu_1": "BLEU-1", "bleu_4": "BLEU-4", "rouge_l": "ROUGE-L", "cider": "CIDEr"},
+    ),
+    (
+        "Yes/no questions",
+        ("vqa", "all questions", "lightmedvlm"),
+        {"balanced_accuracy": "balanced accuracy", "auroc": "AUROC", "mcc": "MCC", "ece": "calibration error"},
+    ),
+    (
+        "Localization: does the attention of a disease query find its finding?",
+        ("localisation", "all findings", "lightmedvlm"),
+        {"pointing_game": "pointing game", "inside_mass": "mass inside the finding"},
+    ),
+)
+
+_LIMITS = """\
+- {clinical}
+- A fluent report is not a correct report. Read every number beside the system that saw another patient's image.
+- Labels come from rules on report text; they carry the labeler's errors on both sides of the comparison.
+- Reports may name sides, sizes and devices that the image does not show, and comparisons with prior images that
+  the model has never seen.
+- There is no check that an uploaded image is a chest radiograph.
+"""
+_PHANTOM_LIMIT = "- Trained on synthetic phantoms: it knows nothing about real patients.\n"
+
+
+def model_card(
+    records: Sequence[Mapping], profile: Profile, dataset: str, train_studies: int, connector_name: str = "sasa"
+) -> str:
+    """Markdown: what the model is, what it may be used for, how it scored, what it cannot do."""
+    count = max((row["n"] for row in records if row["task"] == "report"), default=0)
+    parts = [
+        f"# LightMedVLM, profile `{profile.name}`, data set `{dataset}`",
+        f"**{NOT_FOR_CLINICAL_USE}**",
+        "## Model",
+        f"Vision encoder `{profile.vision}` ({profile.image_size} pixels), connector `{connector_name}`, language "
+        f"model `{profile.language_model}` with LoRA of rank {profile.lora_rank}. It writes a chest X-ray report "
+        "and answers yes/no questions about 14 observations.",
+        "## Intended use",
+        "Teaching and research on vision-language models. Not for decisions about patients.",
+        "## Data",
+        f"Trained on {train_studies:,} studies of the training split of `{dataset}`, evaluated on {count:,} held-out "
+        "studies; no patient is in both.",
+        "## Results",
+        "Intervals: 95 %, bootstrap over patients. Protocol: words in lower case without punctuation and headings, "
+        "whole references, one per study.",
+        *(_table(records, *table) for table in _TABLES),
+        "## Limits",
+        _LIMITS.format(clinical=NOT_FOR_CLINICAL_USE) + (_PHANTOM_LIMIT if dataset == "phantom" else ""),
+    ]
+    return "\n\n".join(part.strip() for part in parts if part) + "\n"
+
+
+def _table(records: Sequence[Mapping], heading: str, where: tuple[str, str, str], titles: dict[str, str]) -> str:
+    """One Markdown table, a row per system; empty where the run has no such records."""
+    task, section, protocol = where
+    own = [row for row in records if (row["task"], row["section"], row["protocol"]) == (task, section, protocol)]
+    cells = {(row["system"], row["metric"]): row for row in own if row["metric"] in titles}
+    systems = list(dict.fromkeys(system for system, _ in cells))
+    if not systems:
+        return ""
+    lines = ["| system | " + " | ".join(titles.values()) + " |", "|---" * (len(titles) + 1) + "|"]
+    for system in systems:
+        values = (format_record(cells.get((system, metric))) for metric in titles)
+        lines.append(f"| {system} | " + " | ".join(values) + " |")
+    return f"### {heading}\n\n" + "\n".join(lines)
+
+
+def format_record(row: Mapping | None) -> str:
+    """ "0.71 (0.68 to 0.74)"; a dash where there is no such number."""
+    if row is None or row["value"] is None:
+        return "–"
+    if row["low"] is None:
+        return f"{row['value']:.2f}"
+    return f"{row['value']:.2f} ({row['low']:.2f} to {row['high']:.2f})"

@@ -1,0 +1,1 @@
+"""Synthetic chest radiographs and reports: a data set without patients, with known ground truth."""

@@ -1,0 +1,219 @@
+"""Figures that all notebooks share: one style, one color per system, readable at 100 dpi."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from textwrap import fill
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lightmedvlm_utils.localization import enlarge
+from lightmedvlm_utils.runs import atomic_path
+
+# Okabe and Ito's palette: told apart with every common form of color blindness.
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+SKY, PINK, GRAY, BLACK = "#56B4E9", "#CC79A7", "#8C8C8C", "#222222"
+PALETTE = (BLUE, ORANGE, GREEN, RED, SKY, PINK, GRAY)
+SYSTEM_NAMES = {
+    "sasa": "SASA",
+    "mlp": "plain projector",
+    "nearest_neighbour": "nearest neighbor",
+    "most_frequent": "most frequent",
+    "shuffled_image": "SASA, another patient's image",
+    "shuffled_image_mlp": "projector, another patient's image",
+    "center": "image center",
+    "uniform": "uniform map",
+}
+_SYSTEM_COLORS = {"sasa": BLUE, "mlp": ORANGE}  # baselines are gray
+WIDTH = 8.0  # inches
+
+
+def set_style() -> None:
+    """House style of all figures; call it once in a notebook's Setup cell."""
+    plt.rcParams.update(
+        {
+            "figure.dpi": 100,
+            "figure.constrained_layout.use": True,
+            "font.size": 10,
+            "axes.titlesize": 10,
+            "axes.labelsize": 10,
+            "legend.fontsize": 9,
+            "xtick.labelsize": 9,
+            "ytick.labelsize": 9,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "grid.color": "#E5E5E5",
+            "legend.frameon": False,
+            "image.cmap": "gray",
+            "axes.prop_cycle": plt.cycler(color=PALETTE),
+        }
+    )
+
+
+def save(figure: Figure, path: Path | str, dpi: int = 100) -> Path:
+    """Write a figure as PNG, atomically; returns the path."""
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=dpi, format="png")
+    return Path(path)
+
+
+# -------------------------------------------------------------------------------------------------- images
+
+
+def show_image(ax: Axes, image: np.ndarray, title: str = "", wrap: int = 40) -> None:
+    """Draw a radiograph `(H, W)`, uint8 or 0..1, gray with fixed limits, so that images compare."""
+    ax.imshow(image, cmap="gray", vmin=0, vmax=255 if image.dtype == np.uint8 else 1)
+    ax.set_title(fill(title, wrap), fontsize=9)
+    ax.set_axis_off()
+
+
+def image_grid(
+    images: Sequence[np.ndarray], captions: Sequence[str] = (), columns: int = 4, wrap: int = 26
+) -> Figure:
+    """Radiographs in rows of `columns`, each under its caption."""
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    side = WIDTH / columns
+    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, rows * side * 1.2), squeeze=False)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for index, (ax, image) in enumerate(zip(axes.flat, images, strict=False)):
+        show_image(ax, image, captions[index] if captions else "", wrap)
+    return figure
+
+
+def attention_overlay(
+    ax: Axes, image: np.ndarray, attention: np.ndarray, mask: np.ndarray | None = None, title: str = ""
+) -> None:
+    """An attention map `(h, w)` over its image `(H, W)`, and the contour of `mask` (any size)."""
+    show_image(ax, image, title, wrap=28)
+    height, width = image.shape[:2]
+    heat = enlarge(attention, (height, width))
+    heat = heat / heat.max()
+    ax.imshow(
+        heat, cmap="inferno", alpha=0.6 * heat, vmin=0, vmax=1
+    )  # where it does not look, the film shows
+    if mask is not None and mask.any():
+        x = (np.arange(mask.shape[1]) + 0.5) * width / mask.shape[1] - 0.5
+        y = (np.arange(mask.shape[0]) + 0.5) * height / mask.shape[0] - 0.5
+        ax.contour(x, y, mask.astype(float), levels=[0.5], colors=[SKY], linewidths=1.5)
+
+
+# -------------------------------------------------------------------------------------------------- curves
+
+
+def loss_curves(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], ylabel: str = "loss", smooth: int = 0
+) -> Figure:
+    """`{name: (steps, values)}` as lines; `smooth` > 1 adds a running mean over a pale raw line.
+
+    Curves with few points (validation) get markers.
+    """
+    figure, ax = plt.subplots(figsize=(WIDTH * 0.75, 3.2))
+    for color, (name, (steps, values)) in zip(PALETTE, curves.items(), strict=False):
+        few = len(values) <= 20
+        smoothed = smooth > 1 and not few
+        label = None if smoothed else name
+        ax.plot(steps, values, "o-" if few else "-", color=color, alpha=0.3 if smoothed else 1, label=label)
+        if smoothed:
+            mean = pd.Series(values).rolling(smooth, min_periods=1, center=True).mean()
+            ax.plot(steps, mean, color=color, label=name)
+    ax.set(xlabel="step", ylabel=ylabel)
+    ax.legend()
+    return figure
+
+
+def training_curves(history: Sequence[Mapping[str, float]], smooth: int = 25) -> Figure:
+    """Text loss per step and validation loss per epoch, from the history that `training.train` returns."""
+    curves = {}
+    for name, key in (("training", "text_loss"), ("validation", "validation_loss")):
+        points = [(record["step"], record[key]) for record in history if key in record]
+        if points:
+            curves[name] = tuple(zip(*points, strict=True))
+    return loss_curves(curves, ylabel="loss per token", smooth=smooth)
+
+
+def calibration_curve(tables: Mapping[str, pd.DataFrame]) -> Figure:
+    """Reliability of `{name: metrics.calibration_table(...)}`; a dot's area is its share of the questions."""
+    figure, ax = plt.subplots(figsize=(4.4, 4))
+    ax.plot([0, 1], [0, 1], "--", color=GRAY, label="perfect")
+    for color, (name, table) in zip(PALETTE, tables.items(), strict=False):
+        ax.plot(table["probability"], table["yes"], color=color, label=name)
+        ax.scatter(
+            table["probability"], table["yes"], s=10 + 150 * table["n"] / table["n"].sum(), color=color
+        )
+    ax.set(xlabel='probability of "yes"', ylabel='share of "yes"', xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    ax.legend()
+    return figure
+
+
+# ---------------------------------------------------------------------------------------------------- bars
+
+
+def label_bars(table: pd.DataFrame, xlabel: str = "studies", percent: bool = False) -> Figure:
+    """Horizontal bars: a row of `table` per label, a column per group (at most seven)."""
+    groups, height = table.columns, 0.8 / len(table.columns)
+    figure, ax = plt.subplots(figsize=(WIDTH * 0.8, 0.9 + len(table) * (0.2 + 0.09 * len(groups))))
+    places = np.arange(len(table))[::-1]
+    for index, (group, color) in enumerate(zip(groups, PALETTE, strict=False)):
+        shift = (len(groups) - 1) / 2 - index
+        ax.barh(places + shift * height, table[group], height=height, color=color, label=str(group))
+    ax.set_yticks(places, [str(label) for label in table.index])
+    ax.set_xlabel(xlabel)
+    ax.grid(axis="y", visible=False)
+    if percent:
+        ax.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    if len(groups) > 1:
+        figure.legend(loc="outside upper right", ncols=len(groups))
+    return figure
+
+
+def metric_bars(
+    table: pd.DataFrame, metrics: Mapping[str, str], systems: Sequence[str], chance: float | None = None
+) -> Figure:
+    """A panel per metric with a bar per system and its 95 % interval.
+
+    `table`: metrics.json as a DataFrame, at most one row per system and metric. `metrics`: `{metric: title}`.
+    `chance` draws a dashed line.
+    """
+    size = (WIDTH, 0.9 + 0.32 * len(systems))
+    figure, axes = plt.subplots(1, len(metrics), figsize=size, sharey=True, squeeze=False)
+    for ax, (metric, title) in zip(axes[0], metrics.items(), strict=True):
+        rows = table[table["metric"] == metric].set_index("system").reindex(systems)
+        rows = rows[["value", "low", "high"]].astype(float)
+        places = np.arange(len(systems))[::-1]
+        ax.barh(places, rows["value"], color=[_SYSTEM_COLORS.get(name, GRAY) for name in systems], alpha=0.85)
+        ax.hlines(places, rows["low"], rows["high"], color=BLACK, linewidth=1.5)
+        for place, value, high in zip(places, rows["value"], rows["high"], strict=True):
+            if np.isfinite(value):
+                ax.text(np.nanmax([value, high]), place, f" {value:.2f}", va="center", fontsize=9)
+        if chance is not None:
+            ax.axvline(chance, color=RED, linestyle="--", linewidth=1)
+        ax.set_yticks(places, [SYSTEM_NAMES.get(name, name) for name in systems])
+        ax.set_title(title)
+        ax.margins(x=0.2)
+        ax.set_xlim(left=0)
+        ax.grid(axis="y", visible=False)
+    return figure
+
+
+def confusion(ax: Axes, counts: np.ndarray, names: Sequence[str] = ("yes", "no"), title: str = "") -> None:
+    """Confusion matrix `(k, k)`, rows the truth: numbers, shaded by their share of the row."""
+    counts = np.asarray(counts)
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.ndindex(*counts.shape):
+        dark = share[row, column] > 0.6
+        text = f"{counts[row, column]}\n{share[row, column]:.0%}"
+        ax.text(column, row, text, ha="center", va="center", color="white" if dark else BLACK)
+    ax.set_xticks(range(len(names)), names)
+    ax.set_yticks(range(len(names)), names)
+    ax.set(xlabel="answer", ylabel="truth", title=title)
+    ax.grid(visible=False)

@@ -1,0 +1,198 @@
+"""Pretrain the small Qwen3 and its tokenizer on the report text of a training split.
+
+Stage 1 freezes the language model, so it must know two things beforehand, as Qwen3-0.6B does: how reports are
+worded, and how to put given facts into words. Facts are taught as bags of words: one token per fact, the mean of
+its words' embeddings, standing where image tokens will stand. No image is involved.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import save_file
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from lightmedvlm_utils.config import LABELS
+from lightmedvlm_utils.data.questions import build_questions
+from lightmedvlm_utils.model.processing import (
+    END_OF_TURN,
+    IMAGE_TOKEN,
+    PADDING,
+    REPORT_SYSTEM,
+    REPORT_USER,
+    VQA_SYSTEM,
+    VQA_USER,
+    Processor,
+)
+from lightmedvlm_utils.runs import atomic_path
+
+SPECIAL_TOKENS = (PADDING, "<|im_start|>", END_OF_TURN, "<|vision_start|>", "<|vision_end|>", IMAGE_TOKEN)
+VOCABULARY = 1600
+NUM_FACTS = 20
+STATE_WORDS = {1.0: "present", 0.0: "absent", -1.0: "possible"}
+# GPT-style splitting: a word with its leading space, digits one by one, runs of punctuation.
+_SPLIT = r"""[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
+_SENTENCE = re.compile(r"(?<=[.])\s+")
+
+
+def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with Qwen's chat tokens; any text survives encoding and decoding unchanged."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TURN, pad_token=PADDING)
+
+
+def small_language_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+    """A Qwen3 of about 2 million parameters, with Qwen3-0.6B's proportions where they matter."""
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        num_key_value_heads=3,
+        head_dim=32,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        attention_dropout=0.1,
+        bos_token_id=None,
+        eos_token_id=tokenizer.convert_tokens_to_ids(END_OF_TURN),
+        pad_token_id=tokenizer.convert_tokens_to_ids(PADDING),
+    )
+    torch.manual_seed(0)
+    return Qwen3ForCausalLM(config)
+
+
+def facts(states: np.ndarray, report: str, rng: np.random.Generator) -> list[str]:
+    """A study's facts in words: each label with its state, and some sentences of the report; NUM_FACTS at most."""
+    labels = [f" {label} {STATE_WORDS.get(state, 'absent')}" for label, state in zip(LABELS, states, strict=True)]
+    sentences = [sentence for sentence in _SENTENCE.split(report) if sentence]
+    keep = rng.random() * 0.7
+    chosen = [" " + sentence for sentence in sentences if rng.random() < keep]
+    return labels + chosen[: NUM_FACTS - len(labels)]
+
+
+class FactReader:
+    """Turns facts into one vector each: the mean embedding of their words (B, NUM_FACTS, D)."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast):
+        self.tokenizer = tokenizer
+
+    def __call__(self, embedding: nn.Embedding, studies: list[list[str]]) -> Tensor:
+        bags = [self.tokenizer(f, add_special_tokens=False)["input_ids"] for study in studies for f in study]
+        offsets = torch.tensor([0, *np.cumsum([len(bag) for bag in bags])[:-1]])
+        flat = torch.tensor([token for bag in bags for token in bag])
+        vectors = nn.functional.embedding_bag(flat, embedding.weight, offsets, mode="mean")
+        # A missing fact is a padding token's embedding: studies have different numbers of sentences.
+        result = embedding(torch.full((len(studies), NUM_FACTS), self.tokenizer.pad_token_id))
+        counts = torch.tensor([len(study) for study in studies])
+        places = torch.arange(NUM_FACTS) < counts[:, None]
+        return result.masked_scatter(places[..., None], vectors)
+
+
+def pretrain_language(studies: pd.DataFrame, target: Path, minutes: float, batch_size: int = 32) -> dict:
+    """Train for `minutes` on the training split of a study table and write model and tokenizer to `target`."""
+    train = studies[studies.split == "train"].reset_index(drop=True)
+    held_out = studies[studies.split == "validate"].reset_index(drop=True)
+    questions = build_questions(train, per_study=8, seed=0, synthetic_minority=True)
+    texts = [*train.report, *questions.question, *LABELS, REPORT_SYSTEM, REPORT_USER, VQA_SYSTEM, VQA_USER]
+    texts += ["yes no present absent possible"] * 50
+    tokenizer = train_tokenizer(texts)
+    processor = Processor(tokenizer, 1, (0,), (1,), num_image_tokens=NUM_FACTS, max_report_tokens=160)
+    model, reader = small_language_model(tokenizer), FactReader(tokenizer)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05, betas=(0.9, 0.98))
+    rng = np.random.default_rng(0)
+    by_study = dict(tuple(questions.groupby("study_id")))
+    started, seen, reported, best = time.monotonic(), 0, 0.0, None
+    while (progress := (time.monotonic() - started) / (60 * minutes)) < 1:
+        rows = train.iloc[rng.permutation(len(train))]
+        rows = rows.iloc[np.argsort(rows.report.str.len().to_numpy() // 100, kind="stable")]
+        chunks = [rows.iloc[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+        for index in rng.permutation(len(chunks)):
+            progress = min(1.0, (time.monotonic() - started) / (60 * minutes))
+            for group in optimizer.param_groups:
+                group["lr"] = 2e-3 * min(1, (seen + batch_size) / 3200) * 0.5 * (1 + math.cos(math.pi * progress))
+            model.train()
+            loss = _loss(model, processor, reader, chunks[index], by_study, rng)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            seen += batch_size
+            if progress >= 1:
+                break
+            if progress - reported > 0.1:
+                reported = progress
+                best = _held_out_loss(model, processor, reader, held_out)
+                print(f"{progress:4.0%}  {seen:6d} texts  loss {loss.item():.3f}  held out {best:.3f}", flush=True)
+    record = {
+        "texts_seen": seen,
+        "minutes": minutes,
+        "training_reports": len(train),
+        "held_out_loss": round(_held_out_loss(model, processor, reader, held_out), 4),
+        "parameters": model.num_parameters(),
+    }
+    _write(model, tokenizer, target, record)
+    return record
+
+
+def _loss(model, processor, reader, rows: pd.DataFrame, by_study: dict, rng: np.random.Generator) -> Tensor:
+    """Two thirds of the batches word reports, one third answers questions, both from facts."""
+    states = rows[list(LABELS)].to_numpy(dtype=float)
+    known = [facts(s, report, rng) for s, report in zip(states, rows.report, strict=True)]
+    asked = [by_study.get(study_id) for study_id in rows.study_id]
+    if rng.random() < 1 / 3 and all(found is not None for found in asked):
+        one = [found.iloc[rng.integers(len(found))] for found in asked]
+        prompts = [processor.question_prompt(row.question) for row in one]
+        targets = [row.answer for row in one]
+    else:
+        prompts, targets = [processor.report_prompt()] * len(rows), list(rows.report)
+    return _text_loss(model, processor.for_training(prompts, targets), reader, known)
+
+
+def _text_loss(model, batch: dict[str, Tensor], reader: FactReader, known: list[list[str]]) -> Tensor:
+    table = model.get_input_embeddings()
+    places = batch["input_ids"] == reader.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    embeddings = table(batch["input_ids"]).masked_scatter(places[..., None], reader(table, known))
+    hidden = model.model(inputs_embeds=embeddings, attention_mask=batch["attention_mask"]).last_hidden_state
+    targets = batch["labels"][:, 1:]
+    supervised = targets != -100
+    return nn.functional.cross_entropy(model.lm_head(hidden[:, :-1][supervised]), targets[supervised])
+
+
+@torch.no_grad()
+def _held_out_loss(model, processor, reader, rows: pd.DataFrame) -> float:
+    model.eval()
+    return _loss(model, processor, reader, rows, {}, np.random.default_rng(0)).item()
+
+
+def _write(model: Qwen3ForCausalLM, tokenizer, target: Path, record: dict) -> None:
+    """Hugging Face form, half precision; the tied output head is not written twice."""
+    Path(target).mkdir(parents=True, exist_ok=True)
+    weights = {n: v.half().contiguous() for n, v in model.state_dict().items() if n != "lm_head.weight"}
+    with atomic_path(Path(target) / "model.safetensors") as temporary:
+        save_file(weights, temporary, metadata={"format": "pt"})
+    model.config.pretraining = record
+    model.config.save_pretrained(target)
+    tokenizer.save_pretrained(target)

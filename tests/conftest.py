@@ -1,0 +1,55 @@
+"""Tiny random models for the tests: real classes, no weights to download, no mocks."""
+
+import os
+import string
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    from lightmedvlm_utils.pretrain.language import train_tokenizer
+
+    text = "Findings: There is a small left pleural effusion. Impression: No pneumothorax. yes no system user "
+    return train_tokenizer([text * 4, string.printable])
+
+
+@pytest.fixture
+def make_model(tiny_tokenizer):
+    """A factory of (model, processor) with 28-pixel images: 7 x 7 patches, one Swin stage, two Qwen3 layers."""
+    import torch
+    from transformers import Qwen3Config
+
+    from lightmedvlm_utils.model.backbones import disease_embeddings
+    from lightmedvlm_utils.model.configuration import LightMedVLMConfig
+    from lightmedvlm_utils.model.modeling import LightMedVLM
+    from lightmedvlm_utils.model.processing import IMAGE_TOKEN, Processor
+
+    def make(connector="sasa", max_views=1, **options):
+        torch.manual_seed(0)
+        if connector == "sasa":
+            options = {"num_queries": 16, "num_heads": 4} | options
+        text = Qwen3Config(
+            vocab_size=len(tiny_tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, head_dim=8, tie_word_embeddings=True,
+        )  # fmt: skip
+        vision = {
+            "architecture": "swin_tiny_patch4_window7_224",
+            "arguments": {"img_size": 28, "embed_dim": 16, "depths": [2], "num_heads": [2]},
+        }
+        config = LightMedVLMConfig(
+            vision=vision,
+            text=text,
+            connector={"name": connector, **options},
+            image_token_id=tiny_tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        )
+        model = LightMedVLM(config)
+        if connector == "sasa":
+            model.connector.start_from_diseases(disease_embeddings(model.language_model, tiny_tokenizer))
+        tokens = model.connector.num_output_tokens
+        processor = Processor(tiny_tokenizer, 28, (0.5,) * 3, (0.25,) * 3, tokens, max_views, max_report_tokens=24)
+        return model.eval(), processor
+
+    return make

@@ -1,0 +1,128 @@
+"""Each stage changes what it should and nothing else, and the next one starts where it ended."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from lightmedvlm_utils.config import LABELS, StageSettings
+from lightmedvlm_utils.model import lora
+from lightmedvlm_utils.model.modeling import PARTS, LightMedVLM
+from lightmedvlm_utils.training import (
+    FeatureStore,
+    batches,
+    disease_targets,
+    encode_studies,
+    learning_rate,
+    prepare_stage,
+    question_examples,
+    report_examples,
+    train,
+)
+
+STAGES = {
+    1: StageSettings(2, 2, 1e-3, disease_loss=1.0),
+    2: StageSettings(2, 2, 1e-3, 1e-3, disease_loss=1.0),
+    3: StageSettings(2, 2, 1e-3, 1e-3, disease_loss=1.0),
+}
+LEARNS = {1: {"connector"}, 2: {"connector", "language_model"}, 3: {"connector", "language_model"}}
+
+
+@pytest.fixture
+def studies():
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(rng.choice([1.0, 0.0, -1.0, np.nan], (5, len(LABELS))), columns=list(LABELS))
+    reports = [f"Findings: There is {'no' if i % 2 else 'a'} left pleural effusion." for i in range(5)]
+    return frame.assign(study_id=range(100, 105), report=reports)
+
+
+@pytest.fixture
+def store(studies):
+    return FeatureStore(studies.study_id, torch.randn(5, 49, 16).half())
+
+
+def parts(model):
+    return {part: {n: v.clone() for n, v in getattr(model, part).state_dict().items()} for part in PARTS}
+
+
+def changed(before, after):
+    return {p for p in PARTS if any(not torch.equal(v, after[p][n]) for n, v in before[p].items())}
+
+
+def test_every_stage_trains_its_parts_and_the_next_starts_from_them(make_model, studies, store, tmp_path):
+    model, processor = make_model()
+    frozen_llm = parts(model)["language_model"]
+    questions = pd.DataFrame({"study_id": studies.study_id, "question": "Is there an effusion?", "answer": "yes"})
+    for number, settings in STAGES.items():
+        prepare_stage(model, settings, rank=4, alpha=8, dropout=0.0)
+        before = parts(model)
+        reports = report_examples(studies, processor)
+        examples = reports if number < 3 else question_examples(questions, studies, processor)
+        history = train(model, processor, examples, store, settings, reports[:2], log=lambda line: None)
+        assert changed(before, parts(model)) == LEARNS[number]
+        assert history[0]["epoch"] == 0 and np.isfinite(history[-1]["validation_loss"])
+        if number == 1:  # bit-identical, not nearly so
+            assert all(torch.equal(v, frozen_llm[n]) for n, v in model.language_model.state_dict().items())
+        else:  # LoRA beside the weights, never in them
+            weights = {n.replace(".base_layer", ""): v for n, v in model.language_model.state_dict().items()}
+            assert all(torch.equal(weights[name], value) for name, value in frozen_llm.items())
+        model.save_pretrained(tmp_path / str(number))
+        final = model.state_dict()
+        model = LightMedVLM.from_pretrained(tmp_path / str(number))
+        assert set(model.state_dict()) == set(final)
+        assert all(torch.equal(value, final[name]) for name, value in model.state_dict().items())
+    assert lora.has_lora(model.language_model)
+
+
+def test_training_lowers_the_loss_and_repeats_exactly(make_model, studies, store):
+    settings = replace(STAGES[2], epochs=20, connector_lr=1e-2, lora_lr=1e-2)
+    histories = []
+    for _ in range(2):
+        model, processor = make_model()
+        prepare_stage(model, settings, rank=4, alpha=8, dropout=0.0)
+        examples = report_examples(studies, processor)
+        histories.append(train(model, processor, examples, store, settings, examples, log=lambda line: None))
+    assert histories[0] == histories[1]
+    assert histories[0][-1]["validation_loss"] < 0.95 * histories[0][0]["validation_loss"]
+
+
+def test_an_epoch_shows_every_example_once(make_model, studies, store):
+    _, processor = make_model()
+    examples = report_examples(studies, processor)
+    seen = [batch["image_features"] for batch in batches(examples, store, processor, 2, np.random.default_rng(0))]
+    assert sorted(torch.cat(seen)[:, 0, 0].tolist()) == sorted(store.features[:, 0, 0].float().tolist())
+
+
+def test_disease_targets_keep_uncertain_apart():
+    states = np.array([[1.0, 0.0, -1.0, np.nan]])
+    assert disease_targets(states).tolist() == [[1.0, 0.0, 0.5, 0.0]]
+
+
+def test_the_schedule_rises_to_its_peak_and_falls_to_its_end():
+    settings = StageSettings(1, 1, 1e-3, final_lr=1e-6, warmup=0.1)
+    rates = [learning_rate(step, 100, 1e-3, settings) for step in range(101)]
+    assert max(rates) == pytest.approx(1e-3) and rates.index(max(rates)) in (9, 10)
+    assert rates[-1] == pytest.approx(1e-6)
+    assert all(a >= b for a, b in pairwise(rates[10:]))
+
+
+def test_features_survive_the_disk(store, tmp_path):
+    store.save(tmp_path / "features.safetensors")
+    loaded = FeatureStore.load(tmp_path / "features.safetensors")
+    ids = [104, 100]
+    assert torch.equal(loaded(ids)["image_features"], store(ids)["image_features"])
+
+
+def test_stored_features_are_what_the_encoder_gives(make_model, tmp_path):
+    from PIL import Image
+
+    model, processor = make_model()
+    for i in range(3):
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (40, 40), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+    studies = pd.DataFrame({"study_id": range(3), "images": [[{"path": str(tmp_path / f"{i}.png")}] for i in range(3)]})
+    store = encode_studies(model, processor, studies, batch_size=2)
+    direct = model.encode_images(**processor.images([[str(tmp_path / "2.png")]]))
+    torch.testing.assert_close(store([2])["image_features"], direct.detach(), atol=2e-3, rtol=2e-3)
