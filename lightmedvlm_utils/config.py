@@ -47,6 +47,7 @@ class StageSettings:
     disease_loss: float = 0.0  # weight of the connector's 14 per-label losses
     questions_per_study: int = 0  # stage 3 only
     synthetic_minority: bool = False  # stage 3 only
+    report_replay: float = 0.0  # stage 3 only: reports shown again, as a share of the training studies
 
 
 @dataclass(frozen=True)

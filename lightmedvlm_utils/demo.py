@@ -188,7 +188,7 @@ class Demo:
 
 
 def _png(image: np.ndarray, attention: np.ndarray | None = None) -> bytes:
-    figure = Figure(figsize=(4.8, 4.8))
+    figure = Figure(figsize=(4.8, 4.8), layout="none")  # the image fills it
     ax = figure.add_axes((0, 0, 1, 1))
     if attention is None:
         plots.show_image(ax, image)

@@ -84,9 +84,16 @@ class ReportScorer:
         self.references, self.section, self.meteor = list(references), section, meteor
         self.weights = bootstrap_weights(patients, samples, seed)
         self.labels = label_reports(self.references)
+        self._draws: dict[tuple[str, ...], dict[str, metrics.Draws]] = {}
 
     def draws(self, reports: Sequence[str]) -> dict[str, metrics.Draws]:
-        """Bootstrap draws of every metric, `{protocol: {metric: (1 + samples,)}}`."""
+        """Bootstrap draws of every metric, `{protocol: {metric: (1 + samples,)}}`; computed once per system."""
+        key = tuple(reports)
+        if key not in self._draws:
+            self._draws[key] = self._compute_draws(reports)
+        return self._draws[key]
+
+    def _compute_draws(self, reports: Sequence[str]) -> dict[str, metrics.Draws]:
         predicted = label_reports(reports)
         lexical = metrics.lexical_draws(self.references, reports, self.weights)
         if self.meteor:

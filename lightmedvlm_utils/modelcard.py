@@ -56,8 +56,8 @@ def model_card(
         "## Intended use",
         "Teaching and research on vision-language models. Not for decisions about patients.",
         "## Data",
-        f"Trained on {train_studies:,} studies of the training split of `{dataset}`, evaluated on {count:,} held-out "
-        "studies; no patient is in both.",
+        f"Training split of `{dataset}`: {train_studies:,} studies, balanced before stages 2 and 3. Evaluated on "
+        f"{count:,} held-out studies; no patient is in both.",
         "## Results",
         "Intervals: 95 %, bootstrap over patients. Protocol: words in lower case without punctuation and headings, "
         "whole references, one per study.",

@@ -22,6 +22,7 @@ PALETTE = (BLUE, ORANGE, GREEN, RED, SKY, PINK, GRAY)
 SYSTEM_NAMES = {
     "sasa": "SASA",
     "mlp": "plain projector",
+    "sasa_stage3": "SASA after stage 3",
     "nearest_neighbour": "nearest neighbor",
     "most_frequent": "most frequent",
     "shuffled_image": "SASA, another patient's image",
@@ -29,7 +30,7 @@ SYSTEM_NAMES = {
     "center": "image center",
     "uniform": "uniform map",
 }
-_SYSTEM_COLORS = {"sasa": BLUE, "mlp": ORANGE}  # baselines are gray
+_SYSTEM_COLORS = {"sasa": BLUE, "sasa_stage3": SKY, "mlp": ORANGE}  # baselines are gray
 WIDTH = 8.0  # inches
 
 
@@ -74,9 +75,7 @@ def show_image(ax: Axes, image: np.ndarray, title: str = "", wrap: int = 40) -> 
     ax.set_axis_off()
 
 
-def image_grid(
-    images: Sequence[np.ndarray], captions: Sequence[str] = (), columns: int = 4, wrap: int = 26
-) -> Figure:
+def image_grid(images: Sequence[np.ndarray], captions: Sequence[str] = (), columns: int = 4, wrap: int = 26) -> Figure:
     """Radiographs in rows of `columns`, each under its caption."""
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
@@ -92,14 +91,15 @@ def image_grid(
 def attention_overlay(
     ax: Axes, image: np.ndarray, attention: np.ndarray, mask: np.ndarray | None = None, title: str = ""
 ) -> None:
-    """An attention map `(h, w)` over its image `(H, W)`, and the contour of `mask` (any size)."""
+    """An attention map `(h, w)` over its image `(H, W)`, and the contour of the boolean `mask` (any size).
+
+    Color begins where a map exceeds its own mean and is full at four times that: a uniform map shows nothing.
+    """
     show_image(ax, image, title, wrap=28)
     height, width = image.shape[:2]
     heat = enlarge(attention, (height, width))
-    heat = heat / heat.max()
-    ax.imshow(
-        heat, cmap="inferno", alpha=0.6 * heat, vmin=0, vmax=1
-    )  # where it does not look, the film shows
+    heat = np.clip((heat / max(heat.mean(), 1e-12) - 1) / 3, 0, 1)
+    ax.imshow(heat, cmap="autumn", alpha=0.5 * heat, vmin=0, vmax=1)
     if mask is not None and mask.any():
         x = (np.arange(mask.shape[1]) + 0.5) * width / mask.shape[1] - 0.5
         y = (np.arange(mask.shape[0]) + 0.5) * height / mask.shape[0] - 0.5
@@ -146,9 +146,7 @@ def calibration_curve(tables: Mapping[str, pd.DataFrame]) -> Figure:
     ax.plot([0, 1], [0, 1], "--", color=GRAY, label="perfect")
     for color, (name, table) in zip(PALETTE, tables.items(), strict=False):
         ax.plot(table["probability"], table["yes"], color=color, label=name)
-        ax.scatter(
-            table["probability"], table["yes"], s=10 + 150 * table["n"] / table["n"].sum(), color=color
-        )
+        ax.scatter(table["probability"], table["yes"], s=10 + 150 * table["n"] / table["n"].sum(), color=color)
     ax.set(xlabel='probability of "yes"', ylabel='share of "yes"', xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     ax.legend()
     return figure
@@ -167,6 +165,7 @@ def label_bars(table: pd.DataFrame, xlabel: str = "studies", percent: bool = Fal
         ax.barh(places + shift * height, table[group], height=height, color=color, label=str(group))
     ax.set_yticks(places, [str(label) for label in table.index])
     ax.set_xlabel(xlabel)
+    ax.set_xlim(left=0)
     ax.grid(axis="y", visible=False)
     if percent:
         ax.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
@@ -200,6 +199,7 @@ def metric_bars(
         ax.set_title(title)
         ax.margins(x=0.2)
         ax.set_xlim(left=0)
+        ax.xaxis.set_major_locator(plt.MaxNLocator(4))
         ax.grid(axis="y", visible=False)
     return figure
 

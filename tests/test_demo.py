@@ -25,7 +25,7 @@ class BrightnessReporter:
         return [("yes" if mean > 0.5 else "no", mean) for mean in means]
 
     def attention(self, image):
-        return {label: np.full((4, 4), 1 / 16) for label in FINDINGS}
+        return {label: np.eye(4) / 4 for label in FINDINGS}
 
 
 def png(low, high):

@@ -40,9 +40,7 @@ step.finish({metrics}, ["result.txt"])
 
 def write_notebook(root: Path, name: str, *, own: str = "", needs=(), body: str = "", metrics="{}"):
     names = [line.split("=")[0].strip() for line in own.splitlines()]
-    start = START.format(
-        name=name, own="dict(" + ", ".join(f"{n}={n}" for n in names) + ")", needs=list(needs)
-    )
+    start = START.format(name=name, own="dict(" + ", ".join(f"{n}={n}" for n in names) + ")", needs=list(needs))
     cells = [v4.new_markdown_cell(f"# {name}"), v4.new_code_cell(SHARED + own)]
     cells[1].metadata["tags"] = ["parameters"]
     cells += [v4.new_code_cell(code) for code in (start, body, FINISH.format(metrics=metrics)) if code]

@@ -89,8 +89,8 @@ RULES: dict[str, Rule] = {
     ),
     "Pleural Other": Rule(
         (
-            r"\bpleural?\b[^.,;]{0,25}\b(?:thicken\w*|scar\w*|plaques?|caps?\b|calcif\w*)|\bfibrothorax",
-            r"\b(?:thicken\w*|scarring) of the (?:\w+ )?pleura|\bapical cap",
+            r"\bpleural?\b[^.,;]{0,25}\b(?:thicken\w*|scar\w*|plaques?|capp?\w*|calcif\w*)|\bfibrothorax",
+            r"\b(?:thicken\w*|scarring) of the (?:\w+ )?pleura|\bapical cap|\bfissur\w* thickening",
         )
     ),
     "Pneumonia": Rule((r"(?:broncho)?pneumonia\w*|\binfecti\w*|\bpneumonitis",)),
@@ -99,7 +99,8 @@ RULES: dict[str, Rule] = {
         (
             r"\btubes?\b|\bcatheters?\b|\bpicc\b|\bpace ?makers?\b|\bpacer\b|\bdefibrillator|\bicd\b|\bleads?\b",
             r"\b(?:central|venous|jugular|ij|subclavian|support|monitoring) lines?\b|\blines? and tubes",
-            r"\bsternotomy|\bwires?\b|\b(?:surgical )?clips?\b|\b(?:mechanical|prosthetic|replacement) valve",
+            r"\bsternotomy|\bwires?\b|\b(?:surgical )?clips?\b",
+            r"\b(?:mechanical|prosthetic|replacement) valve|\bvalve replacement",
             r"\bport\b|\bport-?a-?cath|\bmediport|\bstents?\b|\btracheostomy|\bhardware|\bstimulator",
             r"\bsupport (?:and monitoring )?devices?|\bdobb?hoff|\bswan-ganz|\bballoon pump",
         )
@@ -115,7 +116,7 @@ _CLAUSE = re.compile(
     r"|, (?=(?:(?:and )?(?:a |an )?(?:tiny|small|moderate|large|mild|minimal|stable|unchanged|new|persistent)\b)"
     r"(?!.*\b(?:or|nor)\b))"
 )
-_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9])|\n+")
+_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9])|(?<=[a-z]\.)(?=[A-Z][a-z])|\n+")
 _NO_CHANGE = re.compile(r"\b(?:no|without|not)(?: \w+){0,2} (?:changed?|difference)\b(?: (?:in|of|from)\b)?")
 
 _NEGATION_BEFORE = re.compile(

@@ -37,6 +37,7 @@ _DIVIDER = re.compile(
     r"^.*\b(?:FINAL REPORT|FINAL ADDENDUM|PROVISIONAL REPORT)\b.*$|^[ \t]*_{10,}[ \t]*$", re.MULTILINE
 )
 
+_BLANK_LINE = re.compile(r"\n[ \t]*\n")
 # What was removed for privacy: MIMIC-CXR writes ___ for names and dates, Open-i XXXX for any word. The token goes
 # together with the words that only introduced it ("dated ___", "by Dr. ___ on ___"); XXXX may stand inside a
 # sentence ("the XXXX are clear"), so its introduction goes only where nothing follows ("degeneration of the XXXX.").
@@ -68,11 +69,12 @@ def parse_sections(text: str) -> dict[str, str]:
                 body, rest = _first_paragraph(body)
                 loose.append(rest)
             if name == "unlabelled":
-                loose.append(body.strip())
+                loose.append(body)
             elif body.strip():
                 sections[name] = body.strip()
-    # A line in capitals is a title ("CHEST RADIOGRAPH PERFORMED ON ___"), not a report.
-    sections["unlabelled"] = "\n\n".join(part for part in loose if part and not part.isupper())
+    paragraphs = [part.strip() for text in loose for part in _BLANK_LINE.split(text)]
+    # A paragraph in capitals is a title ("CHEST RADIOGRAPH PERFORMED ON ___"), not a report.
+    sections["unlabelled"] = "\n\n".join(part for part in paragraphs if part and not part.isupper())
     sections["indication"] = sections["indication"] or sections["history"]
     sections["findings"] = sections["findings"] or sections["unlabelled"]
     return sections
@@ -89,8 +91,8 @@ def _split_document(document: str) -> list[tuple[str, str]]:
 
 
 def _first_paragraph(body: str) -> tuple[str, str]:
-    parts = re.split(r"\n[ \t]*\n", body.strip(), maxsplit=1)
-    return parts[0], parts[1].strip() if len(parts) > 1 else ""
+    first, _, rest = _BLANK_LINE.sub("\n\n", body.strip()).partition("\n\n")
+    return first, rest
 
 
 def clean_report(text: str, deid: str = "remove") -> str:

@@ -1,21 +1,21 @@
-"""Normal anatomy of the frontal chest: outlines in millimeters, then the air and tissue maps of a film.
+"""Anatomy of the frontal chest: outlines and center lines in millimeters, as one patient has them on one day.
 
-Left and right are the patient's. The patient faces the reader, so the patient's left has positive x.
-Attenuation is additive along the beam (the logarithm of Beer-Lambert's law); 1.0 is a mediastinum's worth.
+Left and right are the patient's. The patient faces the reader, so the patient's left has positive x; y runs down.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from lightmedvlm_utils.phantom.canvas import Canvas, Points, ellipse, smooth_curve
-from lightmedvlm_utils.phantom.patients import Study
+from lightmedvlm_utils.phantom.canvas import Points, smooth_curve
+from lightmedvlm_utils.phantom.records import Finding, Study
 
 SIGN = {"left": 1.0, "right": -1.0}
-LUNG_AIR = 0.62  # attenuation a full depth of aerated lung takes away
 RIBS = range(1, 10)
+# Height of each zone, from 0 at the lung's apex to 1 at its diaphragm.
+ZONES = {"apical": (0.05, 0.2), "upper": (0.2, 0.4), "mid": (0.42, 0.62), "lower": (0.66, 0.88), "basal": (0.86, 0.97)}
 
 
 @dataclass
@@ -33,7 +33,6 @@ class Anatomy:
     clavicle_slope: float
     habitus: float
     breasts: float  # 0 for none
-    collapse: dict[str, float] = field(default_factory=dict)  # volume loss 0..1, also lifts the diaphragm
 
     @classmethod
     def sample(cls, study: Study) -> Anatomy:
@@ -54,15 +53,13 @@ class Anatomy:
             rib_slope=float(0.30 + rng.normal(0, 0.06) - 0.1 * habitus),
             clavicle_slope=float(rng.normal(-0.16, 0.1)),
             habitus=habitus,
-            breasts=float(np.clip(0.55 + 0.4 * habitus + rng.normal(0, 0.2), 0.15, 1.1))
-            if study.sex == "F"
-            else 0.0,
+            breasts=float(np.clip(0.55 + 0.4 * habitus + rng.normal(0, 0.2), 0.15, 1.1)) if study.sex == "F" else 0.0,
         )
         for finding in study.findings:
             anatomy._deform(finding)
         return anatomy
 
-    def _deform(self, finding) -> None:
+    def _deform(self, finding: Finding) -> None:
         s = finding.severity
         if finding.label == "Cardiomegaly":
             self.heart_ratio = 0.50 + 0.15 * s + (self.heart_ratio - 0.435)
@@ -70,9 +67,8 @@ class Anatomy:
             self.mediastinum += 7 + 19 * s
         elif finding.label == "Atelectasis" and finding.kind != "linear atelectasis":
             for side in SIGN:
-                if finding.side in (side, "bilateral"):
-                    self.collapse[side] = s * (1.0 if finding.kind == "lobar collapse" else 0.5)
-                    self.dome[side] -= 24 * s * (finding.zone != "upper")
+                if finding.side in (side, "bilateral") and finding.zone != "upper":
+                    self.dome[side] -= 24 * s  # lost volume pulls the diaphragm up
 
     def midline(self, y: float) -> float:
         """x of the spine at height y."""
@@ -121,7 +117,14 @@ class Anatomy:
     def upper_mediastinum(self) -> Points:
         """Outline of the great vessels above the heart, with the aortic knob on the left."""
         m, knob, top = self.mediastinum, self.knob, self.apex
-        right = [(-m * 0.75, top - 40), (-m * 0.8, top + 10), (-m, top + 50), (-m * 1.05, -10), (-m * 0.8, 30), (-10, 60)]
+        right = [
+            (-m * 0.75, top - 40),
+            (-m * 0.8, top + 10),
+            (-m, top + 50),
+            (-m * 1.05, -10),
+            (-m * 0.8, 30),
+            (-10, 60),
+        ]
         left = [(10, 60), (m * 0.9, 30), (m * 1.15, -15), (m * 0.95, -38), (m + knob, -58), (m * 0.9 + knob * 0.6, -76),
                 (m * 0.78, top + 36), (m * 0.75, top - 40)]  # fmt: skip
         return smooth_curve([*right, *left], closed=True)
@@ -166,106 +169,3 @@ class Anatomy:
                 (238, 30), (wall + 34, 34), (wall + 8, 22), (wall, 60), (wall + 2, 120), (wall + 6, 240)]  # fmt: skip
         right = smooth_curve([(-x, y) for x, y in half])
         return np.vstack([right, smooth_curve(half)[::-1]])
-
-
-@dataclass
-class Chest:
-    """The maps of one film while it is being composed, all float32 `(size, size)`.
-
-    Findings change `filling` (share of the lung's air replaced by water), `vessels` and `extra`, and leave the
-    composition to `images.render`.
-    """
-
-    canvas: Canvas
-    anatomy: Anatomy
-    lungs: dict[str, np.ndarray]  # coverage of each lung, heart and mediastinum taken away
-    whole_lungs: dict[str, np.ndarray]  # the same with what lies behind the heart
-    heart: np.ndarray
-    mediastinum: np.ndarray
-    air: np.ndarray  # aerated depth 0..1
-    tissue: np.ndarray  # attenuation of everything else
-    body: np.ndarray
-    bones: np.ndarray
-    vessels: np.ndarray
-    filling: np.ndarray
-    extra: np.ndarray  # added attenuation, e.g. devices
-
-
-def frontal_chest(canvas: Canvas, study: Study, anatomy: Anatomy) -> Chest:
-    """Draw the normal chest of a study."""
-    rng = np.random.default_rng((study.anatomy_seed, 1))
-    whole = {side: canvas.polygon(anatomy.lung(side)) for side in SIGN}
-    heart = canvas.blur(canvas.polygon(anatomy.heart(), depth=0.4), 1.3)
-    middle = canvas.blur(canvas.polygon(anatomy.upper_mediastinum(), depth=0.2), 1.3)
-    covered = np.maximum(heart, middle)
-    lungs = {side: whole[side] * (1 - covered) for side in SIGN}
-    zero = np.zeros((canvas.size, canvas.size), np.float32)
-    chest = Chest(canvas, anatomy, lungs, whole, heart, middle, zero, zero, zero, zero, zero, zero.copy(), zero.copy())
-    chest.air = _air(chest, covered)
-    chest.tissue = _tissue(chest, rng)
-    chest.vessels = _vessels(canvas, anatomy, rng)
-    return chest
-
-
-def _air(chest: Chest, covered: np.ndarray) -> np.ndarray:
-    """Depth of air along the beam: less toward the rims, little behind heart and mediastinum."""
-    both = np.maximum(*chest.whole_lungs.values())
-    depth = both * (0.35 + 0.65 * chest.canvas.blur(both, 16))
-    return depth * (1 - 0.86 * covered)
-
-
-def _tissue(chest: Chest, rng: np.random.Generator) -> np.ndarray:
-    canvas, a = chest.canvas, chest.anatomy
-    body = canvas.blur(canvas.polygon(a.body()), 3)
-    body = body * (0.45 + 0.55 * canvas.blur(body, 22))  # the trunk is thinner toward the skin
-    fat = canvas.blob((0, 190), (170, 130))
-    chest.body = body
-    tissue = body * (0.86 + 0.07 * a.habitus + (0.10 + 0.08 * max(a.habitus, 0)) * fat)
-    tissue = tissue + 0.11 * chest.heart + 0.07 * chest.mediastinum
-    tissue += _airway(canvas, a) + _breasts(canvas, a)
-    stomach = (rng.normal(60, 12), a.dome["left"] + 14 + rng.uniform(4, 16))
-    bubble = ellipse(stomach, (rng.uniform(12, 36), rng.uniform(6, 17)), rng.normal(0, 12))
-    tissue -= rng.uniform(0.05, 0.2) * canvas.blur(canvas.polygon(bubble), 3)
-    return tissue.astype(np.float32)
-
-
-def _airway(canvas: Canvas, a: Anatomy) -> np.ndarray:
-    """Trachea and main bronchi, darker than the mediastinum."""
-    carina = a.apex + 78
-    trachea = smooth_curve([(a.midline(y) * 0.5, y) for y in (-200, -150, -110, carina)])
-    bronchi = [smooth_curve([(0, carina - 3), (-16, carina + 14), (-34, carina + 34)]),
-               smooth_curve([(0, carina - 3), (20, carina + 16), (44, carina + 28)])]  # fmt: skip
-    lines = [(trachea, 15, 1.0), *((b, 10, 0.7) for b in bronchi)]
-    return -0.13 * canvas.blur(canvas.strokes(lines), 2.6)
-
-
-def _breasts(canvas: Canvas, a: Anatomy) -> np.ndarray:
-    if a.breasts == 0:
-        return np.float32(0)
-    y = 42 + 22 * a.breasts
-    radii = (44 + 10 * a.breasts, 40 + 12 * a.breasts)
-    outlines = [ellipse((s * (a.half_width - 48), y), radii, s * 12) for s in SIGN.values()]
-    return 0.13 * a.breasts * canvas.blur(canvas.polygons(outlines, depth=1.0), 5)
-
-
-def _vessels(canvas: Canvas, a: Anatomy, rng: np.random.Generator) -> np.ndarray:
-    """Two branching trees from the hila, tapering toward the periphery."""
-    starts, ends, widths = [], [], []
-    for side, s in SIGN.items():
-        n = 9
-        position = np.tile([s * 34.0, -32.0], (n, 1)) + rng.normal(0, 5, (n, 2))
-        heading = np.linspace(-1.45, 1.35, n) + rng.normal(0, 0.12, n)
-        width = rng.uniform(5.0, 7.5, n)
-        for level in range(5):
-            length = (28 - 2.4 * level) * rng.uniform(0.7, 1.25, len(heading))
-            step = np.stack([s * np.cos(heading), np.sin(heading) * 1.15], axis=1) * length[:, None]
-            starts.append(position)
-            ends.append(position + step)
-            widths.append(width)
-            fork = np.repeat(np.arange(len(heading)), 2 if level in (1, 2, 3) else 1)
-            spread = rng.uniform(0.2, 0.5, len(fork)) * np.where(np.arange(len(fork)) % 2, 1, -1)
-            position, width = ends[-1][fork], width[fork] * rng.uniform(0.62, 0.78, len(fork))
-            heading = heading[fork] + (spread if level in (1, 2, 3) else 0.5 * spread)
-    tree = canvas.segments(np.vstack(starts), np.vstack(ends), np.concatenate(widths))
-    hila = sum(canvas.blob((s * 36, -30), (11, 17)) for s in SIGN.values())
-    return np.clip(canvas.blur(tree, 1.0) + 0.75 * hila, 0, 1.3)

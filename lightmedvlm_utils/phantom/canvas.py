@@ -21,13 +21,19 @@ class Canvas:
     front and back move in opposite directions on the film.
     """
 
-    def __init__(self, size: int, warp_seed: int, rotation=0.0, turn=0.0, magnification=1.0, shift=(0.0, 0.0)):
+    def __init__(
+        self,
+        size: int,
+        warp_seed: int,
+        rotation: float = 0.0,
+        turn: float = 0.0,
+        magnification: float = 1.0,
+        shift: tuple[float, float] = (0.0, 0.0),
+    ):
         self.size = size
         self._turn_mm = 13.0 * turn
         angle = np.deg2rad(rotation)
-        self._matrix = magnification * np.array(
-            [[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]
-        )
+        self._matrix = magnification * np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
         self._offset = FILM_MM * np.asarray(shift)
         rng = np.random.default_rng(warp_seed)
         self._waves = rng.normal(0, 1, (4, 2)) / 45  # radians per millimeter
@@ -131,9 +137,7 @@ def smooth_curve(points: Sequence[Sequence[float]], per_span: int = 6, closed: b
         p0, p1, p2, p3 = padded[:-3], padded[1:-2], padded[2:-1], padded[3:]
     t = np.linspace(0, 1, per_span, endpoint=False)[None, :, None]
     p0, p1, p2, p3 = (p[:, None, :] for p in (p0, p1, p2, p3))
-    curve = 0.5 * (
-        2 * p1 + (p2 - p0) * t + (2 * p0 - 5 * p1 + 4 * p2 - p3) * t**2 + (3 * p1 - p0 - 3 * p2 + p3) * t**3
-    )
+    curve = 0.5 * (2 * p1 + (p2 - p0) * t + (2 * p0 - 5 * p1 + 4 * p2 - p3) * t**2 + (3 * p1 - p0 - 3 * p2 + p3) * t**3)
     curve = curve.reshape(-1, 2)
     return curve if closed else np.vstack([curve, control[-1:]])
 

@@ -104,7 +104,9 @@ def _generator_hash() -> str:
 # ------------------------------------------------------------------------------------------------ writing
 
 
-def _write(folder: Path, patients: Sequence[Patient], size: int, seed: int, workers: int | None, progress: bool):
+def _write(
+    folder: Path, patients: Sequence[Patient], size: int, seed: int, workers: int | None, progress: bool
+) -> None:
     broken = _choose_broken(patients, seed)
     (folder / "truth" / "masks").mkdir(parents=True)
     jobs = (joblib.delayed(_write_patient)(folder, patient, size, seed, broken) for patient in patients)

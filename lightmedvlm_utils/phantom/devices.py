@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lightmedvlm_utils.phantom.anatomy import SIGN, Anatomy, Chest
+from lightmedvlm_utils.phantom.anatomy import SIGN, Anatomy
 from lightmedvlm_utils.phantom.canvas import Canvas, ellipse, smooth_curve
-from lightmedvlm_utils.phantom.patients import Finding
+from lightmedvlm_utils.phantom.chest import Chest
+from lightmedvlm_utils.phantom.records import Finding
 
 
 def draw_devices(chest: Chest, findings: Sequence[Finding]) -> list[tuple[Finding, np.ndarray]]:

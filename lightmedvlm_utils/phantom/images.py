@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw
 
-from lightmedvlm_utils.phantom.anatomy import LUNG_AIR, Anatomy, Chest, frontal_chest
+from lightmedvlm_utils.phantom.anatomy import Anatomy
 from lightmedvlm_utils.phantom.canvas import Canvas
+from lightmedvlm_utils.phantom.chest import frontal_chest
 from lightmedvlm_utils.phantom.devices import draw_devices
 from lightmedvlm_utils.phantom.lateral import LateralAnatomy, draw_lateral_devices, lateral_chest
 from lightmedvlm_utils.phantom.pathology import LATERAL_FINDINGS, draw_findings
-from lightmedvlm_utils.phantom.patients import Finding, Study, View
+from lightmedvlm_utils.phantom.records import Finding, Study, View
 from lightmedvlm_utils.phantom.skeleton import draw_skeleton
 
 _MIN_MASK_PIXELS = 3
@@ -40,14 +41,14 @@ def _frontal(canvas: Canvas, study: Study, view: View) -> tuple[np.ndarray, dict
     fractures = [f for f in study.findings if f.label == "Fracture"]
     chest.bones, marks = draw_skeleton(canvas, anatomy, fractures)
     marks += draw_findings(chest, study.findings) + draw_devices(chest, study.findings)
-    return compose(chest), _by_label(marks)
+    return chest.attenuation(), _by_label(marks)
 
 
 def _lateral(canvas: Canvas, study: Study, view: View) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     chest = lateral_chest(canvas, study, LateralAnatomy.sample(study))
     seen = [f for f in study.findings if f.label in LATERAL_FINDINGS]
     marks = draw_findings(chest, seen) + draw_lateral_devices(chest, study.findings)
-    return compose(chest), _by_label(marks)
+    return chest.attenuation(), _by_label(marks)
 
 
 def _by_label(marks: Marks) -> dict[str, np.ndarray]:
@@ -55,15 +56,6 @@ def _by_label(marks: Marks) -> dict[str, np.ndarray]:
     for finding, mask in marks:
         masks[finding.label] = masks.get(finding.label, False) | mask
     return masks
-
-
-def compose(chest: Chest) -> np.ndarray:
-    """Total attenuation. Water in the lung hides vessels and borders, as on a real film."""
-    filling = np.clip(chest.filling, -0.3, 1)
-    air = chest.air * (1 - filling)
-    attenuation = chest.tissue + chest.bones * chest.body - LUNG_AIR * air
-    attenuation += 0.13 * chest.vessels * air + chest.extra
-    return attenuation
 
 
 def _expose(canvas: Canvas, attenuation: np.ndarray, view: View, rng: np.random.Generator) -> np.ndarray:

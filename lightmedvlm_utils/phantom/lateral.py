@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from lightmedvlm_utils.phantom.anatomy import SIGN, Anatomy, Chest
+from lightmedvlm_utils.phantom.anatomy import SIGN, Anatomy
 from lightmedvlm_utils.phantom.canvas import Canvas, Points, ellipse, smooth_curve
-from lightmedvlm_utils.phantom.patients import Finding, Study
+from lightmedvlm_utils.phantom.chest import Chest
+from lightmedvlm_utils.phantom.records import Finding, Study
 
 
 @dataclass
@@ -126,7 +128,7 @@ def _vessels(canvas: Canvas, a: LateralAnatomy, rng: np.random.Generator) -> np.
     return np.clip(canvas.blur(tree, 1.0) + canvas.blob(root, (15, 17)), 0, 1.3)
 
 
-def draw_lateral_devices(chest: Chest, findings) -> list[tuple[Finding, np.ndarray]]:
+def draw_lateral_devices(chest: Chest, findings: Sequence[Finding]) -> list[tuple[Finding, np.ndarray]]:
     """Devices from the side, schematically along the airway, the great veins, the gullet and the sternum."""
     marks = []
     for finding in findings:

@@ -1,4 +1,4 @@
-"""Diseases on the frontal film: each one changes the chest's maps and returns where it shows.
+"""Diseases of lung and heart, and the list of all: each one changes the chest's maps and returns where it shows.
 
 Airspace disease replaces air by water (`Chest.filling`), so that vessels and neighboring borders vanish in it
 by themselves (silhouette sign); calcium, fluid outside the lung and metal add attenuation (`Chest.extra`).
@@ -6,24 +6,21 @@ by themselves (silhouette sign); calcium, fluid outside the lung and metal add a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from lightmedvlm_utils.phantom.anatomy import SIGN, Anatomy, Chest
-from lightmedvlm_utils.phantom.canvas import Points, ellipse, smooth_curve
-from lightmedvlm_utils.phantom.patients import Finding
-
-_ZONES = {"apical": (0.05, 0.2), "upper": (0.2, 0.4), "mid": (0.42, 0.62), "lower": (0.66, 0.88), "basal": (0.86, 0.97)}
-
-
-def sides(finding: Finding) -> tuple[str, ...]:
-    """The sides a finding occupies."""
-    return tuple(SIGN) if finding.side in ("bilateral", "") else (finding.side,)
+from lightmedvlm_utils.phantom.anatomy import SIGN, ZONES, Anatomy
+from lightmedvlm_utils.phantom.canvas import ellipse, smooth_curve
+from lightmedvlm_utils.phantom.chest import Chest
+from lightmedvlm_utils.phantom.pleura import effusion, pleural_other, pneumothorax
+from lightmedvlm_utils.phantom.records import Finding
 
 
 def atelectasis(chest: Chest, finding: Finding, rng: np.random.Generator) -> np.ndarray:
     """Plates, a crowded base, or a collapsed lobe as a dense wedge."""
     total = np.zeros_like(chest.filling)
-    for side in sides(finding):
+    for side in finding.sides:
         if finding.kind == "linear atelectasis":
             shape = _plates(chest, side, finding, rng)
         elif finding.kind == "basal atelectasis":
@@ -31,15 +28,15 @@ def atelectasis(chest: Chest, finding: Finding, rng: np.random.Generator) -> np.
         else:
             shape = _collapsed_lobe(chest, side, finding)
         total = np.maximum(total, shape)
-    return _fill(chest, total * (0.35 + 0.6 * finding.severity))
+    return chest.fill(total * (0.35 + 0.6 * finding.severity))
 
 
 def _plates(chest: Chest, side: str, finding: Finding, rng: np.random.Generator) -> np.ndarray:
     plates = []
     for _ in range(int(rng.integers(2, 5))):
-        center = chest.anatomy.place(side, rng.uniform(0.3, 0.75), rng.uniform(*_ZONES[finding.zone]) - 0.04)
+        center = chest.anatomy.place(side, rng.uniform(0.3, 0.75), rng.uniform(*ZONES[finding.zone]) - 0.04)
         radii = (rng.uniform(20, 40), rng.uniform(2.6, 4.2))
-        plates.append(ellipse(center, radii, rng.normal(0, 12)))
+        plates.append(ellipse(center, radii, rng.normal(0, 9)))
     return chest.canvas.blur(chest.canvas.polygons(plates), 0.7)
 
 
@@ -96,7 +93,7 @@ def consolidation(chest: Chest, finding: Finding, rng: np.random.Generator) -> n
         side_of_fissure = [(-0.6, low), (1.4, low - tilt), (1.4, high), (-0.6, high + tilt)]
         soft *= canvas.polygon(np.array([a.place(side, u, v) for u, v in side_of_fissure]))
     dense = soft * (0.6 + 0.35 * finding.severity)
-    mask = _fill(chest, dense, only=side)
+    mask = chest.fill(dense, only=side)
     bronchi = _bronchograms(a, side, (low + high) / 2, rng)
     chest.filling -= 0.45 * dense * canvas.blur(canvas.strokes(bronchi), 0.7)
     return mask
@@ -123,9 +120,9 @@ def edema(chest: Chest, finding: Finding, rng: np.random.Generator) -> np.ndarra
     chest.vessels = (1 - 0.7 * s) * chest.vessels + 1.3 * s * canvas.blur(chest.vessels, 3.5)
     if not alveolar:
         lines = canvas.blur(canvas.strokes(_septa(a, rng, s)), 0.6)
-        _fill(chest, 0.55 * lines * (0.5 + 0.5 * s))
-        return _fill(chest, (0.12 + 0.40 * s) * (0.35 + 0.65 * wings) * fluffy)
-    return _fill(chest, (0.25 + 0.6 * s) * wings**0.8 * fluffy)
+        chest.fill(0.55 * lines * (0.5 + 0.5 * s))
+        return chest.fill((0.12 + 0.40 * s) * (0.35 + 0.65 * wings) * fluffy)
+    return chest.fill((0.25 + 0.6 * s) * wings**0.8 * fluffy)
 
 
 def _septa(a: Anatomy, rng: np.random.Generator, severity: float):
@@ -142,7 +139,7 @@ def _septa(a: Anatomy, rng: np.random.Generator, severity: float):
 def lesion(chest: Chest, finding: Finding, rng: np.random.Generator) -> np.ndarray:
     """A round nodule or mass of the stated diameter."""
     canvas, radius = chest.canvas, finding.size_mm / 2
-    center = chest.anatomy.place(finding.side, rng.uniform(0.3, 0.8), rng.uniform(*_ZONES[finding.zone]))
+    center = chest.anatomy.place(finding.side, rng.uniform(0.3, 0.8), rng.uniform(*ZONES[finding.zone]))
     t = np.linspace(0, 2 * np.pi, 12, endpoint=False)
     lobes = radius * (1 + 0.05 * rng.standard_normal(12))
     outline = smooth_curve(center + np.stack([lobes * np.cos(t), lobes * np.sin(t)], axis=1), closed=True)
@@ -157,106 +154,27 @@ def lesion(chest: Chest, finding: Finding, rng: np.random.Generator) -> np.ndarr
 def opacity(chest: Chest, finding: Finding, rng: np.random.Generator) -> np.ndarray:
     """A hazy, ill-defined veil."""
     canvas = chest.canvas
-    center = chest.anatomy.place(finding.side, rng.uniform(0.3, 0.7), rng.uniform(*_ZONES[finding.zone]))
+    center = chest.anatomy.place(finding.side, rng.uniform(0.3, 0.7), rng.uniform(*ZONES[finding.zone]))
     radii = rng.uniform(24, 40, 2)
     veil = canvas.blob(center, radii, rng.uniform(-40, 40)) * np.clip(1 + 0.22 * canvas.texture(rng, 40), 0.4, 1.4)
-    return _fill(chest, (0.25 + 0.45 * finding.severity) * np.clip(veil, 0, 1), only=finding.side)
+    return chest.fill((0.30 + 0.45 * finding.severity) * np.clip(veil, 0, 1), only=finding.side)
 
 
 def pneumonia(chest: Chest, finding: Finding, rng: np.random.Generator) -> np.ndarray:
     """Clusters of patchy airspace shadows, in one zone or in several."""
     canvas, s = chest.canvas, finding.severity
-    zones = [finding.zone] if finding.zone in _ZONES else list(rng.permutation(["upper", "mid", "lower"]))
+    zones = [finding.zone] if finding.zone in ZONES else list(rng.permutation(["upper", "mid", "lower"]))
     total = np.zeros_like(chest.filling)
-    for side in sides(finding):
+    for side in finding.sides:
         for zone in zones[: 2 if finding.kind == "multifocal pneumonia" else 1]:
-            core = chest.anatomy.place(side, rng.uniform(0.3, 0.7), rng.uniform(*_ZONES[zone]))
+            core = chest.anatomy.place(side, rng.uniform(0.3, 0.7), rng.uniform(*ZONES[zone]))
             for _ in range(int(5 + 6 * s)):
                 spot = core + rng.normal(0, 14, 2)
                 outline = ellipse(spot, rng.uniform(5, 11, 2), rng.uniform(0, 180), n=12)
                 outline += rng.normal(0, 1.8, outline.shape)
                 total = np.maximum(total, rng.uniform(0.7, 1.0) * canvas.polygon(outline))
     patchy = canvas.blur(total, 1.8) * np.clip(1 + 0.2 * canvas.texture(rng, 7), 0, 1.2)
-    return _fill(chest, (0.3 + 0.6 * s) * patchy)
-
-
-def effusion(chest: Chest, finding: Finding, rng: np.random.Generator) -> np.ndarray:
-    """Fluid with a meniscus: a blunted angle up to most of a hemithorax."""
-    a, total = chest.anatomy, np.zeros_like(chest.filling)
-    for side in sides(finding):
-        s = finding.severity if side == sides(finding)[0] else finding.severity * rng.uniform(0.55, 1)
-        top = a.cp_angle(side) - (14 + 120 * s**1.3 * rng.uniform(0.85, 1.15))
-        sag = 16 + 22 * s
-        t = np.linspace(0, 1, 9)
-        curve = np.stack([SIGN[side] * (4 + t * (a.half_width + 6)), top + sag * (1 - t**3)], axis=1)
-        floor = [(SIGN[side] * (a.half_width + 10), 200.0), (SIGN[side] * 4, 200.0)]
-        pool = chest.canvas.polygon(np.vstack([smooth_curve(curve), floor]))
-        total = np.maximum(total, chest.canvas.blur(pool, 1.8) * (chest.whole_lungs[side] > 0))
-    chest.extra += 0.04 * total * np.maximum(*chest.whole_lungs.values())
-    return _fill(chest, 0.98 * total)
-
-
-def pleural_other(chest: Chest, finding: Finding, rng: np.random.Generator) -> np.ndarray:
-    """Thickening along the wall, calcified plaques over the lung, or an apical cap."""
-    canvas, a, s = chest.canvas, chest.anatomy, finding.severity
-    total = np.zeros_like(chest.filling)
-    for side in sides(finding):
-        if finding.kind == "pleural plaque":
-            shapes = [_plaque(a, side, finding, rng) for _ in range(int(rng.integers(2, 5)))]
-            shape = canvas.polygons(shapes)
-        elif finding.kind == "apical cap":
-            y = a.apex + 8 + 24 * s
-            shape = canvas.polygon(ellipse((SIGN[side] * 0.5 * a.half_width, y - 40), (90, 40 + 4 * s)))
-        else:
-            shape = canvas.strokes([(_rind(a, side, finding, rng), 12 + 16 * s, 1.0)])
-        total = np.maximum(total, shape * (chest.whole_lungs[side] > 0))
-    total = canvas.blur(total, 0.9)
-    chest.extra += (0.16 if finding.kind == "pleural plaque" else 0.05) * total * (0.4 + 0.6 * s)
-    return _fill(chest, (0.45 + 0.4 * s) * total)
-
-
-def _plaque(a: Anatomy, side: str, finding: Finding, rng: np.random.Generator) -> Points:
-    center = a.place(side, rng.uniform(0.35, 0.95), rng.uniform(*_ZONES[finding.zone]) + rng.normal(0, 0.06))
-    outline = ellipse(center, (rng.uniform(5, 8), rng.uniform(10, 20)), SIGN[side] * rng.uniform(-70, 10), n=10)
-    return smooth_curve(outline + rng.normal(0, 1.3, outline.shape), closed=True)
-
-
-def _rind(a: Anatomy, side: str, finding: Finding, rng: np.random.Generator) -> Points:
-    """Center line of a thickened pleura along the lateral wall down to the costophrenic angle."""
-    start = {"mid": 0.25, "lower": 0.5}[finding.zone] + rng.uniform(-0.1, 0.1)
-    top = a.apex + start * (a.cp_angle(side) - a.apex)
-    ys = np.linspace(top, top + rng.uniform(75, 115), 9)
-    return np.array([(a.wall(side, y) + SIGN[side] * (1 + rng.normal(0, 1.2)), y) for y in ys])
-
-
-def pneumothorax(chest: Chest, finding: Finding, rng: np.random.Generator) -> np.ndarray:
-    """The lung falls away from apex and wall: a fine pleural line, no vessels and more air beyond it."""
-    canvas, a, side = chest.canvas, chest.anatomy, finding.side
-    gap = finding.size_mm if finding.state == 1 else 9.0
-    reach = 0.7 if finding.zone == "apical" else 1.6  # how far down the lung it extends
-    outline = a.lung(side)
-    v = np.clip((outline[:, 1] - a.apex) / (a.dome[side] - a.apex), 0, 1.3)
-    u = np.clip((np.abs(outline[:, 0]) - 26) / (a.half_width - 26), 0, 1)
-    give = np.clip(1 - v / reach, 0, 1) ** 0.7
-    lung = np.stack([outline[:, 0] - SIGN[side] * 0.75 * gap * u * give,
-                     outline[:, 1] + gap * give * np.clip(1 - 2.2 * v, 0, 1)], axis=1)  # fmt: skip
-    inside = canvas.polygon(lung)
-    beyond = np.clip(chest.lungs[side] - inside, 0, 1)
-    chest.vessels = chest.vessels * (1 - beyond)
-    np.maximum(chest.filling, 0.10 * finding.severity * inside, out=chest.filling)
-    chest.filling -= 0.28 * canvas.blur(beyond, 0.7)
-    line = canvas.strokes([(np.vstack([lung, lung[:1]]), 2.6, 1.0)]) * chest.lungs[side]
-    chest.extra += (0.07 + 0.10 * finding.severity) * canvas.blur(line * canvas.blur(beyond, 3), 0.4) * 2
-    return beyond > 0.5
-
-
-def _fill(chest: Chest, share: np.ndarray, only: str | None = None) -> np.ndarray:
-    """Replace `share` of the air by water, within the lungs; the mask is where that is plain to see."""
-    within = chest.whole_lungs[only] if only else np.maximum(*chest.whole_lungs.values())
-    share = share * within
-    np.maximum(chest.filling, share, out=chest.filling)
-    visible = share * np.clip(chest.air * 2, 0, 1)
-    return visible > max(0.06, 0.4 * float(visible.max()))
+    return chest.fill((0.3 + 0.6 * s) * patchy)
 
 
 DRAW = {
@@ -278,7 +196,7 @@ LATERAL_FINDINGS = frozenset(DRAW) - {"Pneumothorax", "Enlarged Cardiomediastinu
 _ORDER = ("Pneumothorax", "Edema")
 
 
-def draw_findings(chest: Chest, findings) -> list[tuple[Finding, np.ndarray]]:
+def draw_findings(chest: Chest, findings: Sequence[Finding]) -> list[tuple[Finding, np.ndarray]]:
     """Draw the diseases (not fractures and devices) and say where each shows."""
     ordered = sorted((f for f in findings if f.label in DRAW), key=lambda f: f.label not in _ORDER)
     return [(f, DRAW[f.label](chest, f, np.random.default_rng(f.seed))) for f in ordered]

@@ -8,7 +8,7 @@ import numpy as np
 
 from lightmedvlm_utils.phantom.anatomy import RIBS, SIGN, Anatomy
 from lightmedvlm_utils.phantom.canvas import Canvas, Points, smooth_curve
-from lightmedvlm_utils.phantom.patients import Finding
+from lightmedvlm_utils.phantom.records import Finding
 
 # The topmost broken rib; up to two below it may be broken as well.
 _ZONE_RIBS = {"upper": (2, 3), "mid": (4, 5), "lower": (6, 7)}

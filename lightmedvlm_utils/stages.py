@@ -1,0 +1,137 @@
+"""The three training stages as notebooks 04 to 06 run them: where a stage starts, what it learns from, what it leaves.
+
+Each stage's folder holds one checkpoint per connector, and its `history.json` beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from lightmedvlm_utils.data.questions import build_questions
+from lightmedvlm_utils.errors import UserError
+from lightmedvlm_utils.model.backbones import from_backbones
+from lightmedvlm_utils.model.modeling import LightMedVLM
+from lightmedvlm_utils.model.processing import Processor
+from lightmedvlm_utils.runs import Step, write_json
+from lightmedvlm_utils.training import (
+    Example,
+    FeatureStore,
+    ImageStore,
+    Store,
+    prepare_stage,
+    question_examples,
+    report_examples,
+    train,
+)
+
+STEPS = {1: "04_stage1_alignment", 2: "05_stage2_report_generation", 3: "06_stage3_vqa"}
+FEATURES = "features.safetensors"  # written by notebook 03 where the encoder is frozen
+
+
+@dataclass
+class StageResult:
+    """A trained stage: `history` as `training.train` returns it, `folder` holds the checkpoint."""
+
+    model: LightMedVLM
+    processor: Processor
+    history: list[dict]
+    folder: Path
+
+
+def connectors_of(connector: str, baseline: str) -> list[str]:
+    """The connectors a notebook trains: the lesson's own and, unless empty or the same, the baseline's."""
+    return [connector] if baseline in ("", connector) else [connector, baseline]
+
+
+def start_of_stage(step: Step, number: int, connector: str) -> tuple[LightMedVLM, Processor]:
+    """The model as stage `number` finds it: new from the backbones, or the checkpoint of the stage before, loaded
+    strictly."""
+    if number == 1:
+        return from_backbones(step.profile, connector, step.seed)
+    folder = step.path(STEPS[number - 1], connector)
+    return LightMedVLM.from_pretrained(folder), Processor.from_pretrained(folder)
+
+
+def image_store(step: Step, number: int, studies: pd.DataFrame, processor: Processor) -> Store:
+    """Where a stage takes its images from: features computed once by notebook 03, or the images themselves where
+    the encoder learns."""
+    if step.profile.stage(number).vision_lr > 0:
+        return ImageStore(studies, processor)
+    return FeatureStore.load(step.path("03_building_sasa", FEATURES))
+
+
+def stage_examples(step: Step, number: int, studies: pd.DataFrame, processor: Processor, split: str) -> list[Example]:
+    """What stage `number` learns from (`split="train"`) or is measured on (`"validate"`).
+
+    Stages 1 and 2 learn reports; stage 3 learns questions, with `report_replay` of the reports among them so that
+    one model keeps both skills. Validation has the stage's own task alone.
+    """
+    settings = step.profile.stage(number)
+    rows = studies[studies.split == split]
+    if rows.empty:
+        raise UserError(f"The study table has no {split} studies; run notebooks 01 and 02 on more data.")
+    if number < 3:
+        return report_examples(rows, processor)
+    synthetic = settings.synthetic_minority and split == "train"
+    questions = build_questions(rows, settings.questions_per_study, step.seed, synthetic_minority=synthetic)
+    examples = question_examples(questions, rows, processor)
+    if split == "train" and settings.report_replay > 0:
+        reports = report_examples(rows, processor)
+        count = round(settings.report_replay * len(reports))
+        examples += [reports[i] for i in np.random.default_rng(step.seed).permutation(len(reports))[:count]]
+    return examples
+
+
+def run_stage(step: Step, number: int, connector: str, training: pd.DataFrame, validation: pd.DataFrame) -> StageResult:
+    """Train one stage of one connector and save it, or load it where the step is up to date.
+
+    `training` and `validation` are study tables; only their train and validate rows are used.
+    """
+    folder = step.folder / connector
+    history_path = step.folder / f"{connector}_history.json"
+    if step.up_to_date:
+        model, processor = LightMedVLM.from_pretrained(folder), Processor.from_pretrained(folder)
+        return StageResult(model, processor, json.loads(history_path.read_text()), folder)
+    profile, settings = step.profile, step.profile.stage(number)
+    model, processor = start_of_stage(step, number, connector)
+    prepare_stage(model, settings, profile.lora_rank, profile.lora_alpha, profile.lora_dropout, step.seed)
+    history = train(
+        model,
+        processor,
+        stage_examples(step, number, training, processor, "train"),
+        image_store(step, number, pd.concat([training, validation]), processor),
+        settings,
+        stage_examples(step, number, validation, processor, "validate"),
+        seed=step.seed,
+        precision=profile.precision,
+    )
+    save_checkpoint(model, processor, folder)
+    write_json(history_path, history)
+    return StageResult(model, processor, history, folder)
+
+
+def save_checkpoint(model: LightMedVLM, processor: Processor, folder: Path) -> None:
+    """Write a checkpoint folder; it replaces an older one only when it is complete."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    _remove(partial)
+    model.save_pretrained(partial)
+    processor.save_pretrained(partial)
+    _remove(folder)
+    partial.rename(folder)
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def loss_curve(history: Sequence[dict]) -> pd.DataFrame:
+    """History as a table of `step`, `text_loss` (training) and `validation_loss`."""
+    return pd.DataFrame(history).reindex(columns=["step", "epoch", "text_loss", "validation_loss"])

@@ -1,0 +1,149 @@
+"""Sections and cleaning of report text: what radiologists wrote must come out as they meant it."""
+
+import re
+
+import numpy as np
+import pytest
+
+from lightmedvlm_utils.data.reports import SECTIONS, clean_report, parse_sections, report_text
+from lightmedvlm_utils.phantom.patients import sample_patients
+from lightmedvlm_utils.phantom.reports import LAYOUTS, write_report
+
+MIMIC = """                                 FINAL REPORT
+ EXAMINATION:  CHEST (PA AND LAT)
+ 
+ INDICATION:  ___ year old woman with cough.
+ 
+ COMPARISON:  None.
+ 
+ FINDINGS: 
+ 
+ Moderate cardiomegaly.  No pleural
+ effusion.
+ 
+ IMPRESSION: 
+ 
+ 1. Moderate cardiomegaly.
+ 2. No pneumonia.
+"""
+
+
+def test_mimic_sections():
+    sections = parse_sections(MIMIC)
+    assert tuple(sections) == SECTIONS
+    assert sections["examination"] == "CHEST (PA AND LAT)"
+    assert sections["indication"] == "___ year old woman with cough."
+    assert sections["comparison"] == "None."
+    assert sections["findings"].split() == ["Moderate", "cardiomegaly.", "No", "pleural", "effusion."]
+    assert sections["impression"].startswith("1. Moderate")
+
+
+def test_inline_title_case_and_windows_line_ends():
+    assert parse_sections("Findings: Clear. Impression: Normal.")["impression"] == "Normal."
+    assert parse_sections(MIMIC.replace("\n", "\r\n")) == parse_sections(MIMIC)
+
+
+def test_last_section_with_text_wins():
+    text = "FINDINGS: Draft.\nFINDINGS: Small effusion.\nIMPRESSION: Effusion.\nIMPRESSION:\n"
+    assert parse_sections(text)["findings"] == "Small effusion."
+    assert parse_sections(text)["impression"] == "Effusion."
+
+
+def test_wet_read_and_addendum_are_not_findings():
+    text = f" WET READ: ___ 8:12 PM\n  Large effusion.\n {'_' * 70}\n{MIMIC}\n ADDENDUM: \n \n Called to Dr. ___.\n"
+    sections = parse_sections(text)
+    assert sections["findings"] == parse_sections(MIMIC)["findings"]
+    assert sections["impression"] == parse_sections(MIMIC)["impression"]
+    assert "Large effusion." in sections["wet_read"]
+    assert sections["addendum"] == "Called to Dr. ___."
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "          FINAL REPORT\n The lungs are clear.\n",
+        "INDICATION: Cough.\n \n COMPARISON: None.\n \n The lungs are clear.\n",
+        "FINDINGS AND IMPRESSION: The lungs are clear.",
+        "CHEST RADIOGRAPH PERFORMED ON ___\n\nThe lungs are clear.",
+        "PORTABLE CHEST RADIOGRAPH: The lungs are clear.",
+    ],
+)
+def test_findings_without_their_own_heading(text):
+    assert parse_sections(text)["findings"] == "The lungs are clear."
+
+
+def test_empty_report_has_no_sections():
+    for text in ("", "  \n \n", "FINAL REPORT\n"):
+        assert not any(parse_sections(text).values())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A 1.2-cm nodule is seen.",
+        "The mass measures 3.5 cm x 2.1 cm.",
+        "Compression of T11. No PTX.",
+        "Stable since 9/2011. Scoliosis at L1-L2.",
+        "Tip 4.5 cm above the carina at 9:40 a.m.",
+        "Fracture of the 7th rib. 2 nodules. 3 mm granuloma.",
+        "O2 saturation is low. No. 3 wire is broken.",
+    ],
+)
+def test_numbers_units_and_levels_survive(text):
+    assert clean_report(text) == text
+
+
+def test_item_numbers_go_but_a_wrapped_number_stays():
+    assert clean_report("1. Mild edema.\n 2. Fracture of rib\n 7. Stable.") == "Mild edema. Fracture of rib 7. Stable."
+    assert clean_report("1. Edema. 2. Effusion.") == "Edema. Effusion."
+    assert clean_report("1) edema\n2) effusion") == "edema. effusion."
+    assert clean_report("Fracture of rib\n 1. No pneumothorax") == "Fracture of rib 1. No pneumothorax."
+
+
+def test_deidentification_policy():
+    text = "Compared with the study of ___, no change. Discussed with Dr. ___ by phone on ___."
+    assert clean_report(text) == "Compared with the study, no change. Discussed by phone."
+    assert clean_report(text, deid="keep").count("___") == 3
+    assert clean_report("Degeneration of the XXXX.") == "Degeneration."
+    assert clean_report("The XXXX lungs are clear.") == "The lungs are clear."
+    with pytest.raises(ValueError, match="deid"):
+        clean_report(text, deid="drop")
+
+
+def test_cleaning_twice_changes_nothing_and_leaves_one_line():
+    rng = np.random.default_rng(0)
+    for patient in sample_patients(40, seed=1):
+        for study in patient.studies:
+            once = clean_report(write_report(study, rng))
+            assert clean_report(once) == once
+            assert "\n" not in once and "___" not in once and "  " not in once
+
+
+def test_report_text_omits_what_is_missing():
+    assert report_text("Clear.", "Normal.") == "Findings: Clear. Impression: Normal."
+    assert report_text("", "Normal.") == "Impression: Normal."
+    assert report_text("", "") == ""
+
+
+def test_phantom_reports_are_determined_usable_and_speak_a_small_language():
+    words, usable, total = set(), 0, 0
+    for patient in sample_patients(250, seed=0):
+        for study in patient.studies:
+            text = write_report(study, np.random.default_rng(study.study_id))
+            assert text == write_report(study, np.random.default_rng(study.study_id))
+            findings = clean_report(parse_sections(text)["findings"])
+            words.update(re.findall(r"[a-z]+", findings.lower()))
+            usable += findings != ""
+            total += 1
+    assert usable / total >= 0.88
+    assert 100 < len(words) < 700
+    assert abs(sum(LAYOUTS.values()) - 1) < 1e-9
+
+
+def test_measurements_in_phantom_reports_match_the_findings():
+    rng = np.random.default_rng(3)
+    for patient in sample_patients(150, seed=2):
+        for study in patient.studies:
+            sizes = {f"{f.size_mm / 10:.1f}" for f in study.findings if f.label == "Lung Lesion"}
+            text = clean_report(write_report(study, rng))
+            assert set(re.findall(r"(\d+\.\d)[ -]cm", text)) <= sizes
