@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
-from transformers import PreTrainedModel, Qwen3ForCausalLM
+from transformers import AutoConfig, AutoModel, PreTrainedModel, Qwen3ForCausalLM
 from transformers.utils import ModelOutput
 
 from lightmedvlm_utils.errors import UserError
@@ -201,3 +201,7 @@ def _base_weights(model: LightMedVLM) -> dict[str, Tensor]:
     if model.config.text.tie_word_embeddings:
         weights.pop("language_model.lm_head.weight")
     return weights
+
+
+AutoConfig.register(LightMedVLMConfig.model_type, LightMedVLMConfig)
+AutoModel.register(LightMedVLMConfig, LightMedVLM)

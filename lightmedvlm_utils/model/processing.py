@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,7 @@ class Processor:
         self.image_size, self.num_image_tokens = image_size, num_image_tokens
         self.mean, self.std = tuple(mean), tuple(std)
         self.max_views, self.max_report_tokens = max_views, max_report_tokens
+        self._ids = lru_cache(maxsize=20_000)(self._tokenize)  # prompts and targets recur every epoch
         self.image_token_id = self._single_id(IMAGE_TOKEN)
         self.end_id = self._single_id(END_OF_TURN)
         self.padding_id = self._single_id(PADDING)
@@ -157,7 +159,7 @@ class Processor:
             raise UserError(f"{folder} is not a LightMedVLM checkpoint: it has no {path.name}; name a folder that has.")
         return cls(AutoTokenizer.from_pretrained(str(folder)), **json.loads(path.read_text()))
 
-    def _ids(self, text: str) -> list[int]:
+    def _tokenize(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _single_id(self, token: str) -> int:

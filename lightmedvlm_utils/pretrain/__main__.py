@@ -1,46 +1,64 @@
-"""`python -m lightmedvlm_utils.pretrain vision | language`: make the shipped backbones anew (`make backbones`)."""
+"""Make the small shipped backbones anew: `make backbones`, or `python -m lightmedvlm_utils.pretrain vision`.
+
+The language model learns from the training split of a study table (notebook 01), the Swin from phantoms of its own.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 
+from lightmedvlm_utils.errors import UserError
 from lightmedvlm_utils.runs import outputs_root
 
 
-def main() -> None:
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m lightmedvlm_utils.pretrain", description=__doc__)
-    parser.add_argument("what", choices=["render", "vision", "language"])
-    parser.add_argument("--minutes", type=float, default=60, help="training time; the schedule follows the clock")
-    parser.add_argument("--patients", type=int, default=12_000, help="phantom patients to render for the Swin")
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--cache", type=Path, default=outputs_root() / "backbones")
-    parser.add_argument("--target", type=Path, help="default: the package's own backbones folder")
+    parser.add_argument("what", nargs="?", choices=["vision", "language", "all"], default="all")
+    parser.add_argument("--vision-minutes", type=float, default=40, help="training time of the Swin")
+    parser.add_argument("--language-minutes", type=float, default=12, help="training time of the Qwen3")
+    parser.add_argument("--patients", type=int, default=6500, help="phantom patients to render for the Swin")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that render")
+    parser.add_argument("--cache", type=Path, default=outputs_root() / "backbones", help="where rendered phantoms lie")
     parser.add_argument("--studies", type=Path, default=outputs_root() / "laptop/01_data_cleaning/studies.parquet")
-    options = parser.parse_args()
-    if options.what == "render":
-        from lightmedvlm_utils.pretrain.vision import render_phantoms
+    parser.add_argument("--target", type=Path, help="default: the package's own backbones folder")
+    return parser.parse_args(arguments)
 
-        paths = render_phantoms(options.cache, options.patients, options.workers)
-        print(f"{len(paths)} files in {options.cache}")
-        return
-    from lightmedvlm_utils.model.backbones import SMALL_LANGUAGE_MODEL, SMALL_VISION
 
-    if options.what == "vision":
-        from lightmedvlm_utils.pretrain.vision import pretrain_vision
+def make_vision(options: argparse.Namespace) -> dict:
+    from lightmedvlm_utils.model.backbones import SHIPPED
+    from lightmedvlm_utils.pretrain.vision import pretrain_vision, render_phantoms
 
-        record = pretrain_vision(options.target or SMALL_VISION, options.cache, options.minutes)
-    else:
-        import pandas as pd
+    render_phantoms(options.cache, options.patients, options.workers)
+    return pretrain_vision((options.target or SHIPPED) / "swin", options.cache, options.vision_minutes)
 
-        from lightmedvlm_utils.pretrain.language import pretrain_language
 
-        studies = pd.read_parquet(options.studies)
-        record = pretrain_language(studies, options.target or SMALL_LANGUAGE_MODEL, options.minutes)
-    print(json.dumps(record, indent=1))
+def make_language(options: argparse.Namespace) -> dict:
+    if not options.studies.is_file():
+        raise UserError(f"There is no study table {options.studies}; run `lightmedvlm run --to 01` first.")
+    import pandas as pd
+
+    from lightmedvlm_utils.model.backbones import SHIPPED
+    from lightmedvlm_utils.pretrain.language import pretrain_language
+
+    studies = pd.read_parquet(options.studies)
+    return pretrain_language(studies, (options.target or SHIPPED) / "qwen3", options.language_minutes)
+
+
+def main() -> int:
+    options = parse()
+    try:
+        for name, make in (("language", make_language), ("vision", make_vision)):
+            if options.what in (name, "all"):
+                print(json.dumps({name: make(options)}, indent=1))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

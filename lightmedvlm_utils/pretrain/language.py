@@ -75,7 +75,6 @@ def small_language_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM
         head_dim=32,
         max_position_embeddings=1024,
         tie_word_embeddings=True,
-        attention_dropout=0.1,
         bos_token_id=None,
         eos_token_id=tokenizer.convert_tokens_to_ids(END_OF_TURN),
         pad_token_id=tokenizer.convert_tokens_to_ids(PADDING),
@@ -98,9 +97,12 @@ class FactReader:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast):
         self.tokenizer = tokenizer
+        self.known: dict[str, list[int]] = {}  # facts recur all the time, and tokenizing is slow
 
     def __call__(self, embedding: nn.Embedding, studies: list[list[str]]) -> Tensor:
-        bags = [self.tokenizer(f, add_special_tokens=False)["input_ids"] for study in studies for f in study]
+        for fact in {fact for study in studies for fact in study} - self.known.keys():
+            self.known[fact] = self.tokenizer(fact, add_special_tokens=False)["input_ids"]
+        bags = [self.known[fact] for study in studies for fact in study]
         offsets = torch.tensor([0, *np.cumsum([len(bag) for bag in bags])[:-1]])
         flat = torch.tensor([token for bag in bags for token in bag])
         vectors = nn.functional.embedding_bag(flat, embedding.weight, offsets, mode="mean")

@@ -29,7 +29,7 @@ from lightmedvlm_utils.runs import atomic_path, write_json
 FIRST_SEED = 1_000_000  # course runs use small seeds
 IMAGE_SIZE, STORED_SIZE, GRID = 112, 128, 7
 ARCHITECTURE = "swin_tiny_patch4_window7_224"
-ARGUMENTS = {"img_size": IMAGE_SIZE, "embed_dim": 48, "depths": [2, 2, 4], "num_heads": [3, 6, 12]}
+ARGUMENTS = {"img_size": IMAGE_SIZE, "embed_dim": 32, "depths": [2, 2, 6], "num_heads": [2, 4, 8]}
 MEAN, STD = (0.45,) * 3, (0.25,) * 3
 _CHUNK = 250  # patients
 
