@@ -113,7 +113,7 @@ class FactReader:
         return result.masked_scatter(places[..., None], vectors)
 
 
-def pretrain_language(studies: pd.DataFrame, target: Path, minutes: float, batch_size: int = 32) -> dict:
+def pretrain_language(studies: pd.DataFrame, target: Path, minutes: float, batch_size: int = 16) -> dict:
     """Train for `minutes` on the training split of a study table and write model and tokenizer to `target`."""
     train = studies[studies.split == "train"].reset_index(drop=True)
     held_out = studies[studies.split == "validate"].reset_index(drop=True)
@@ -160,11 +160,12 @@ def pretrain_language(studies: pd.DataFrame, target: Path, minutes: float, batch
 
 
 def _loss(model, processor, reader, rows: pd.DataFrame, by_study: dict, rng: np.random.Generator) -> Tensor:
-    """Two thirds of the batches word reports, one third answers questions, both from facts."""
+    """Half of the batches word reports, half answer questions, both from facts. An answer is one token, and only the
+    facts decide it: questions teach to read the facts, reports to word them."""
     states = rows[list(LABELS)].to_numpy(dtype=float)
     known = [facts(s, report, rng) for s, report in zip(states, rows.report, strict=True)]
     asked = [by_study.get(study_id) for study_id in rows.study_id]
-    if rng.random() < 1 / 3 and all(found is not None for found in asked):
+    if rng.random() < 1 / 2 and all(found is not None for found in asked):
         one = [found.iloc[rng.integers(len(found))] for found in asked]
         prompts = [processor.question_prompt(row.question) for row in one]
         targets = [row.answer for row in one]

@@ -150,7 +150,7 @@ def presence_auroc(encoder: nn.Module, heads: FindingHeads, images: Tensor, stat
     )
 
 
-def pretrain_vision(target: Path, cache: Path, minutes: float, batch_size: int = 64, peak: float = 1e-3) -> dict:
+def pretrain_vision(target: Path, cache: Path, minutes: float, batch_size: int = 32, peak: float = 1e-3) -> dict:
     """Train for `minutes` on the chunks in `cache` (the last one is held out) and write the encoder to `target`.
 
     The cosine schedule follows the clock, so that the last step is the best one on any machine; the number of images

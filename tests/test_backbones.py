@@ -1,0 +1,90 @@
+"""The shipped backbones, and the scripts that make them."""
+
+import numpy as np
+import pytest
+import torch
+
+from lightmedvlm_utils.config import FINDINGS, LABELS, get_profile
+from lightmedvlm_utils.errors import UserError
+from lightmedvlm_utils.model import backbones
+from lightmedvlm_utils.model.processing import END_OF_TURN, IMAGE_TOKEN
+from lightmedvlm_utils.phantom.patients import sample_patients
+from lightmedvlm_utils.pretrain import language, vision
+
+
+def test_the_shipped_backbones_are_small_and_hold_no_pickle():
+    files = [path for path in backbones.SHIPPED.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 15e6
+    assert {path.suffix for path in files} <= {".json", ".safetensors"}
+
+
+@pytest.mark.parametrize("connector", ["sasa", "mlp"])
+def test_a_model_is_assembled_from_them(connector):
+    profile = get_profile("laptop")
+    model, processor = backbones.from_backbones(profile, connector)
+    features = model.encode_images(**processor.images([[np.random.default_rng(0).random((64, 48), np.float32)]]))
+    tokens = model.connector(features)
+    assert tokens.shape[1:] == (processor.num_image_tokens, model.config.text.hidden_size)
+    table = model.language_model.get_input_embeddings().weight
+    assert 0.5 < tokens.std() / table.std() < 2  # connector tokens are as large as word embeddings
+
+
+def test_two_models_share_their_backbones_and_differ_in_the_seed_alone():
+    profile = get_profile("smoke")
+    first, second, other = (backbones.from_backbones(profile, "sasa", seed)[0].state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    different = {name.split(".")[0] for name in first if not torch.equal(first[name], other[name])}
+    assert different == {"connector"}
+
+
+@pytest.mark.parametrize("text", ["A 1.2-cm nodule at T11.", "naïve “Ödem” 肺炎 \t end", "<b>& \\ \n\n no"])
+def test_any_text_survives_the_tokenizer(text):
+    _, tokenizer = backbones.load_language_model("small")
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
+    for token in (END_OF_TURN, IMAGE_TOKEN, "<|im_start|>"):
+        assert len(tokenizer(token, add_special_tokens=False)["input_ids"]) == 1
+
+
+def test_weights_that_are_nowhere_name_what_to_download():
+    with pytest.raises(UserError, match=r"huggingface\.co/Qwen/Qwen3-0\.6B"):
+        backbones.load_language_model("Qwen/Qwen3-0.6B")
+    with pytest.raises(UserError, match="neither a Swin of timm nor a folder"):
+        backbones.load_vision("resnet50", 224)
+
+
+def test_facts_name_every_label_with_its_state():
+    states = np.array([1.0, 0.0, -1.0] + [np.nan] * 11)
+    known = language.facts(states, "Findings: A. Impression: B.", np.random.default_rng(0))
+    assert known[:4] == [
+        f" {label} {word}" for label, word in zip(LABELS, ["present", "absent", "possible", "absent"], strict=False)
+    ]
+    assert len(known) <= language.NUM_FACTS
+
+
+def test_fact_vectors_are_mean_embeddings(tiny_tokenizer):
+    model = language.small_language_model(tiny_tokenizer)
+    reader, table = language.FactReader(tiny_tokenizer), model.get_input_embeddings()
+    vectors = reader(table, [[" effusion", " left pleural"], [" no"]])
+    assert vectors.shape == (2, language.NUM_FACTS, table.embedding_dim)
+    ids = tiny_tokenizer(" left pleural", add_special_tokens=False)["input_ids"]
+    torch.testing.assert_close(vectors[0, 1], table.weight[ids].mean(0))
+    torch.testing.assert_close(vectors[1, 1], table.weight[tiny_tokenizer.pad_token_id])
+
+
+def test_augmentation_moves_image_and_masks_together():
+    torch.manual_seed(0)
+    images = torch.zeros(8, 128, 128, dtype=torch.uint8)
+    images[:, 32:64, 64:96] = 255
+    masks = torch.zeros(8, len(FINDINGS), 32, 32, dtype=torch.bool)
+    masks[:, 0, 8:16, 16:24] = True
+    pixels, covered = vision.augment(images, masks)
+    bright = (pixels[:, 0] * vision.STD[0] + vision.MEAN[0] > 0.5).float()
+    seen = torch.nn.functional.avg_pool2d(bright[:, None], 16).flatten(1)  # 7 x 7 tokens
+    assert torch.corrcoef(torch.stack([seen.flatten(), covered[..., 0].flatten()]))[0, 1] > 0.95
+    assert covered[..., 1:].sum() == 0
+
+
+def test_pretraining_patients_are_not_the_courses():
+    course = {p.anatomy_seed for p in sample_patients(50, 0)}
+    assert course.isdisjoint(p.anatomy_seed for p in sample_patients(50, vision.FIRST_SEED))
