@@ -110,9 +110,18 @@ _LAPTOP = Profile(
     lora_rank=16,
     lora_alpha=32,
     lora_dropout=0.05,
-    stage1=StageSettings(6, 32, 1e-3, disease_loss=1.0),
-    stage2=StageSettings(8, 32, 5e-4, 1e-3, disease_loss=1.0),
-    stage3=StageSettings(3, 64, 2e-4, 5e-4, disease_loss=1.0, questions_per_study=6, synthetic_minority=True),
+    stage1=StageSettings(2, 16, 2e-3, disease_loss=1.0),
+    stage2=StageSettings(3, 16, 1e-3, 2e-3, disease_loss=1.0),
+    stage3=StageSettings(
+        epochs=1,
+        batch_size=32,
+        connector_lr=5e-4,
+        lora_lr=1e-3,
+        disease_loss=1.0,
+        questions_per_study=3,
+        synthetic_minority=True,
+        report_replay=0.5,
+    ),
     max_report_tokens=128,
 )
 
@@ -125,7 +134,7 @@ _SMOKE = replace(
     min_samples=2,
     stage1=replace(_LAPTOP.stage1, epochs=1, batch_size=8),
     stage2=replace(_LAPTOP.stage2, epochs=1, batch_size=8),
-    stage3=replace(_LAPTOP.stage3, epochs=1, batch_size=16, questions_per_study=2),
+    stage3=replace(_LAPTOP.stage3, epochs=1, batch_size=16, questions_per_study=6),
     eval_batch_size=16,
     bootstrap_samples=100,
 )

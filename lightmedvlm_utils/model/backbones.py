@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+from transformers.utils import logging
 
 from lightmedvlm_utils.config import LABELS, Profile
 from lightmedvlm_utils.errors import UserError
@@ -91,6 +92,7 @@ def load_vision(name: str, image_size: int, random_init: bool = False) -> tuple[
 
 def load_language_model(name: str, random_init: bool = False) -> tuple[Qwen3ForCausalLM, object]:
     """A Qwen3 and its tokenizer. `name` is `"small"`, a hub name or a folder."""
+    logging.disable_progress_bar()  # a bar per weight file is noise in a notebook
     source = SMALL_LANGUAGE_MODEL if name == "small" else name
     if name == "small":
         _require_files(SMALL_LANGUAGE_MODEL, ("config.json", "model.safetensors", "tokenizer.json"))
