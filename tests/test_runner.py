@@ -153,7 +153,14 @@ def test_interrupt_leaves_no_kernel(project):
     environment = dict(os.environ, PYTHONPATH=str(Path(__file__).parents[1]))
     command = [sys.executable, "-m", "lightmedvlm_utils", "run", "--profile", "smoke", "--from", "02"]
     process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=project
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=project,
+        # A shell that starts the tests in the background makes them ignore SIGINT, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     running = project / "outputs" / "smoke" / "02_slow"
     deadline = time.monotonic() + 60
