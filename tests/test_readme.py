@@ -14,6 +14,8 @@ def test_the_results_are_those_of_the_reference_run():
     folder = ROOT / "outputs/reference"
     records, run = (json.loads((folder / name).read_text()) for name in ("metrics.json", "run.json"))
     assert reference["block"](records, run) in README
+    for step, seconds in run["steps"].items():  # the course map's times
+        assert re.search(rf"\(notebooks/{step}\.ipynb\).*\| {seconds:.0f} s \|", README), step
 
 
 def test_links_lead_somewhere():
