@@ -23,7 +23,7 @@ from torch.nn.functional import affine_grid, binary_cross_entropy_with_logits, g
 
 from lightmedvlm_utils.config import FINDINGS
 from lightmedvlm_utils.phantom.images import render
-from lightmedvlm_utils.phantom.patients import Study, sample_patients, true_states
+from lightmedvlm_utils.phantom.patients import sample_patients, true_states
 from lightmedvlm_utils.runs import atomic_path, write_json
 
 FIRST_SEED = 1_000_000  # course runs use small seeds
@@ -32,11 +32,6 @@ ARCHITECTURE = "swin_tiny_patch4_window7_224"
 ARGUMENTS = {"img_size": IMAGE_SIZE, "embed_dim": 32, "depths": [2, 2, 6], "num_heads": [2, 4, 8]}
 MEAN, STD = (0.45,) * 3, (0.25,) * 3
 _CHUNK = 250  # patients
-
-
-def finding_kinds(studies: list[Study]) -> list[str]:
-    """All kinds of findings, in alphabetical order."""
-    return sorted({finding.kind for study in studies for finding in study.findings})
 
 
 def render_chunk(folder: Path, chunk: int, render_size: int = 256) -> Path:
