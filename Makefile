@@ -65,6 +65,6 @@ $(READY): requirements.txt pyproject.toml
 			echo "Making $(VENV) failed; on Debian and Ubuntu install the package python3-venv." >&2; exit 1; }; \
 	fi; \
 	echo "Installing the packages of requirements.txt (several minutes the first time)"; \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -r requirements.txt; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --retries 10 -r requirements.txt; \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --no-deps --editable .; \
 	touch $@

@@ -27,6 +27,7 @@ SYSTEMS = {
     "sasa_stage3": "SASA after stage 3 (the final model)",
     "mlp": "plain projector",
     "shuffled_image": "SASA, image of another patient",
+    "blind": "SASA, average of the training images",
     "nearest_neighbour": "report of the most similar training image",
     "most_frequent": "most frequent training report",
 }

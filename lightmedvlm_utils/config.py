@@ -45,8 +45,8 @@ class StageSettings:
     weight_decay: float = 0.01
     gradient_clip: float = 1.0
     disease_loss: float = 0.0  # weight of the connector's 14 per-label losses
-    questions_per_study: int = 0  # stage 3 only
-    synthetic_minority: bool = False  # stage 3 only
+    questions_per_study: int = 0  # yes/no questions; in stages 1 and 2 beside the reports
+    synthetic_minority: bool = False  # more questions about rare labels
     report_replay: float = 0.0  # stage 3 only: reports shown again, as a share of the training studies
 
 

@@ -27,6 +27,7 @@ SYSTEM_NAMES = {
     "most_frequent": "most frequent",
     "shuffled_image": "SASA, another patient's image",
     "shuffled_image_mlp": "projector, another patient's image",
+    "blind": "SASA, average image",
     "center": "image center",
     "uniform": "uniform map",
 }

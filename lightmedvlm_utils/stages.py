@@ -13,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 
 from lightmedvlm_utils.data.questions import build_questions
 from lightmedvlm_utils.errors import UserError
+from lightmedvlm_utils.inference import Reporter
 from lightmedvlm_utils.model.backbones import from_backbones
 from lightmedvlm_utils.model.modeling import LightMedVLM
 from lightmedvlm_utils.model.processing import Processor
@@ -67,26 +69,37 @@ def image_store(step: Step, number: int, studies: pd.DataFrame, processor: Proce
     return FeatureStore.load(step.path("03_building_sasa", FEATURES))
 
 
+def study_features(step: Step, reporter: Reporter, studies: pd.DataFrame) -> list[Tensor]:
+    """The encoder's tokens (N, C) of every study: notebook 03's, where no stage has trained the encoder, else computed
+    with the reporter's own."""
+    if any(step.profile.stage(number).vision_lr > 0 for number in STEPS):
+        return reporter.features([[image["path"] for image in images] for images in studies.images])
+    store = FeatureStore.load(step.path("03_building_sasa", FEATURES))
+    return list(store(studies.study_id)["image_features"])
+
+
 def stage_examples(step: Step, number: int, studies: pd.DataFrame, processor: Processor, split: str) -> list[Example]:
     """What stage `number` learns from (`split="train"`) or is measured on (`"validate"`).
 
-    Stages 1 and 2 learn reports; stage 3 learns questions, with `report_replay` of the reports among them so that
-    one model keeps both skills. Validation has the stage's own task alone.
+    Stages 1 and 2 learn reports, and beside them `questions_per_study` yes/no questions: a one-word answer ties the
+    image to a finding far sooner than a report of a hundred words. Stage 3 learns questions, with `report_replay` of
+    the reports among them so that one model keeps both skills. Validation has the stage's own task alone.
     """
     settings = step.profile.stage(number)
     rows = studies[studies.split == split]
     if rows.empty:
         raise UserError(f"The study table has no {split} studies; run notebooks 01 and 02 on more data.")
+    reports, questions = report_examples(rows, processor), []
+    if number == 3 or (split == "train" and settings.questions_per_study > 0):
+        synthetic = settings.synthetic_minority and split == "train"
+        asked = build_questions(rows, settings.questions_per_study, step.seed, synthetic_minority=synthetic)
+        questions = question_examples(asked, rows, processor)
     if number < 3:
-        return report_examples(rows, processor)
-    synthetic = settings.synthetic_minority and split == "train"
-    questions = build_questions(rows, settings.questions_per_study, step.seed, synthetic_minority=synthetic)
-    examples = question_examples(questions, rows, processor)
+        return reports + questions
     if split == "train" and settings.report_replay > 0:
-        reports = report_examples(rows, processor)
         count = round(settings.report_replay * len(reports))
-        examples += [reports[i] for i in np.random.default_rng(step.seed).permutation(len(reports))[:count]]
-    return examples
+        questions += [reports[i] for i in np.random.default_rng(step.seed).permutation(len(reports))[:count]]
+    return questions
 
 
 def run_stage(step: Step, number: int, connector: str, training: pd.DataFrame, validation: pd.DataFrame) -> StageResult:

@@ -59,7 +59,7 @@ def test_metrics_are_tidy_and_hold_the_baselines(course, outputs):
     keys = {"system", "task", "metric", "value", "low", "high", "n", "unit", "protocol", "section", "split"}
     assert all(set(record) == keys for record in records)
     systems = {record["system"] for record in records}
-    assert {"sasa", "mlp", "most_frequent", "nearest_neighbour", "shuffled_image"} <= systems
+    assert {"sasa", "mlp", "most_frequent", "nearest_neighbour", "shuffled_image", "blind"} <= systems
     for record in records:
         if record["low"] is not None:
             assert record["low"] <= record["value"] <= record["high"], record

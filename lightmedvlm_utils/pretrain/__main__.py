@@ -19,6 +19,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m lightmedvlm_utils.pretrain", description=__doc__)
     parser.add_argument("what", nargs="?", choices=["vision", "language", "all"], default="all")
     parser.add_argument("--vision-minutes", type=float, default=40, help="training time of the Swin")
+    parser.add_argument("--start", type=Path, help="folder of an earlier Swin to continue from, instead of anew")
     parser.add_argument("--language-minutes", type=float, default=12, help="training time of the Qwen3")
     parser.add_argument("--patients", type=int, default=6500, help="phantom patients to render for the Swin")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that render")
@@ -33,7 +34,8 @@ def make_vision(options: argparse.Namespace) -> dict:
     from lightmedvlm_utils.pretrain.vision import pretrain_vision, render_phantoms
 
     render_phantoms(options.cache, options.patients, options.workers)
-    return pretrain_vision((options.target or SHIPPED) / "swin", options.cache, options.vision_minutes)
+    target = (options.target or SHIPPED) / "swin"
+    return pretrain_vision(target, options.cache, options.vision_minutes, options.start)
 
 
 def make_language(options: argparse.Namespace) -> dict:

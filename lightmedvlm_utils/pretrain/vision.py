@@ -1,12 +1,14 @@
 """Pretrain the small Swin on phantoms: per-finding presence, kind and place.
 
 An ImageNet encoder arrives with features for objects; this one gets features for findings, from phantom patients
-that no course run ever draws (`FIRST_SEED`). The place of a finding is taught token by token: each of the 7 x 7
-tokens predicts which findings' masks it touches. That needs far fewer images than labels alone.
+that no course run ever draws (`FIRST_SEED`). The place of a finding is taught token by token after every
+stage: each token predicts which findings' masks it touches. That needs far fewer images than labels alone, and the
+fine grids of the early stages teach thin things (a tube, a rib's broken end) that fill little of a 7 x 7 token.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -15,8 +17,7 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
-from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, binary_cross_entropy_with_logits, grid_sample
@@ -27,16 +28,16 @@ from lightmedvlm_utils.phantom.patients import sample_patients, true_states
 from lightmedvlm_utils.runs import atomic_path, write_json
 
 FIRST_SEED = 1_000_000  # course runs use small seeds
-IMAGE_SIZE, STORED_SIZE, GRID = 112, 128, 7
+IMAGE_SIZE, STORED_SIZE, GRID = 224, 256, 7
 ARCHITECTURE = "swin_tiny_patch4_window7_224"
 ARGUMENTS = {"img_size": IMAGE_SIZE, "embed_dim": 32, "depths": [2, 2, 6], "num_heads": [2, 4, 8]}
 MEAN, STD = (0.45,) * 3, (0.25,) * 3
 _CHUNK = 250  # patients
 
 
-def render_chunk(folder: Path, chunk: int, render_size: int = 256) -> Path:
+def render_chunk(folder: Path, chunk: int) -> Path:
     """Render the frontal view of every study of one chunk of patients to `folder/chunk_NNNN.npz`; skips one that is
-    there. Holds `images` (n, 128, 128) uint8, `masks` (n, 13, 32, 32) bool, `states` (n, 13), `kinds`."""
+    there. Holds `images` (n, 256, 256) uint8, `masks` (n, 13, 32, 32) bool, `states` (n, 13), `kinds`."""
     path = Path(folder) / f"chunk_{chunk:04d}.npz"
     if path.exists():
         return path
@@ -44,8 +45,8 @@ def render_chunk(folder: Path, chunk: int, render_size: int = 256) -> Path:
     for patient in sample_patients(_CHUNK, FIRST_SEED + chunk):
         for study in patient.studies:
             view = next(v for v in study.views if v.position != "LATERAL")
-            image, finding_masks = render(study, view, render_size)
-            images.append(np.asarray(Image.fromarray(image).resize((STORED_SIZE,) * 2, Image.Resampling.BILINEAR)))
+            image, finding_masks = render(study, view, STORED_SIZE)
+            images.append(image)
             masks.append(np.stack([_shrink(finding_masks.get(label), 32) for label in FINDINGS]))
             truth = true_states(study)
             states.append([truth[label].state for label in FINDINGS])
@@ -73,24 +74,37 @@ def render_phantoms(folder: Path, patients: int, workers: int) -> list[Path]:
 
 
 class FindingHeads(nn.Module):
-    """What the encoder is asked during pretraining; thrown away afterwards."""
+    """What the encoder is asked during pretraining; thrown away afterwards.
 
-    def __init__(self, width: int, kinds: int):
+    `widths` are the channels of its stages, fine to coarse."""
+
+    def __init__(self, widths: list[int], kinds: int):
         super().__init__()
-        self.place = nn.Linear(width, len(FINDINGS))
+        width = widths[-1]
+        self.place = nn.ModuleList(nn.Linear(stage_width, len(FINDINGS)) for stage_width in widths)
         self.presence = nn.Linear(3 * width, 2 * len(FINDINGS))  # at least borderline, definite
         self.kind = nn.Linear(3 * width, kinds)
 
-    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, N, C) -> place (B, N, 13), presence (B, 13, 2), kind (B, kinds)."""
-        place = self.place(tokens)
+    def forward(self, stages: list[Tensor]) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Each stage (B, H, W, C) -> places, each (B, H, W, 13); presence (B, 13, 2); kind (B, kinds)."""
+        places = [head(tokens) for head, tokens in zip(self.place, stages, strict=True)]
+        tokens = stages[-1].flatten(1, 2)
         pooled = torch.cat([tokens.mean(1), tokens.amax(1), tokens.amin(1)], -1)
-        return place, self.presence(pooled).unflatten(1, (len(FINDINGS), 2)), self.kind(pooled)
+        return places, self.presence(pooled).unflatten(1, (len(FINDINGS), 2)), self.kind(pooled)
+
+
+def encode(encoder: nn.Module, pixels: Tensor) -> list[Tensor]:
+    """(B, 3, S, S) -> the output of every stage, (B, H, W, C), the last one normalized as the model sees it."""
+    tokens, stages = encoder.patch_embed(pixels), []
+    for stage in encoder.layers:
+        tokens = stage(tokens)
+        stages.append(tokens)
+    return [*stages[:-1], encoder.norm(tokens)]
 
 
 def augment(images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """uint8 (B, 128, 128) and masks (B, 13, 32, 32) -> (B, 3, 112, 112) normalized, and token coverage
-    (B, N, 13) in 0 to 1, both under the same small random shift, turn, zoom; gray values change too."""
+    """uint8 (B, 128, 128) and masks (B, 13, 32, 32) -> (B, 3, 112, 112) normalized and masks (B, 13, 28, 28), 0 or
+    1, both under the same small random shift, turn, zoom; gray values change too."""
     count = len(images)
     turn = torch.randn(count) * math.radians(4)
     zoom = 1 + torch.randn(count) * 0.05
@@ -102,11 +116,10 @@ def augment(images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     fine = affine_grid(theta, (count, 1, IMAGE_SIZE, IMAGE_SIZE), align_corners=False)
     gray = grid_sample(gray, fine, align_corners=False)
     coarse = affine_grid(theta, (count, 1, 4 * GRID, 4 * GRID), align_corners=False)
-    covered = grid_sample(masks.float(), coarse, mode="nearest", align_corners=False)
-    covered = nn.functional.avg_pool2d(covered, 4).flatten(2).transpose(1, 2)  # (B, N, 13)
+    masks = grid_sample(masks.float(), coarse, mode="nearest", align_corners=False)
     gamma = torch.exp(torch.randn(count, 1, 1, 1) * 0.2)
     gray = gray.clamp(1e-3, 1) ** gamma + torch.randn_like(gray) * 0.01
-    return normalize(gray), covered
+    return normalize(gray), masks
 
 
 def normalize(gray: Tensor) -> Tensor:
@@ -114,17 +127,24 @@ def normalize(gray: Tensor) -> Tensor:
     return ((gray - MEAN[0]) / STD[0]).expand(-1, 3, -1, -1)
 
 
-def pretraining_loss(outputs: tuple[Tensor, Tensor, Tensor], covered: Tensor, states: Tensor, kinds: Tensor) -> Tensor:
-    """Sum of the three cross-entropies; a token touched at all counts at least a quarter."""
-    place, presence, kind = outputs
-    touched = torch.where(covered > 0, covered.clamp(min=0.25) ** 0.5, 0.0)
-    wanted = torch.stack([states != 0, states == 1], -1).float()  # (B, 13, 2)
-    losses = (
-        binary_cross_entropy_with_logits(place, touched),
-        binary_cross_entropy_with_logits(presence, wanted),
-        binary_cross_entropy_with_logits(kind, kinds),
-    )
-    return 4 * losses[0] + losses[1] + losses[2]
+def pretraining_loss(
+    outputs: tuple[list[Tensor], Tensor, Tensor], masks: Tensor, states: Tensor, kinds: Tensor
+) -> Tensor:
+    """Sum of the cross-entropies of place (at every stage), presence and kind; `masks` (B, 13, 28, 28).
+
+    Positives count more, since a fracture touches one token in a hundred of one image in ten."""
+    places, presence, kind = outputs
+    rare = masks.new_tensor(4.0)
+    loss = binary_cross_entropy_with_logits(
+        presence, torch.stack([states != 0, states == 1], -1).float(), pos_weight=masks.new_tensor(2.0)
+    )  # (B, 13, 2)
+    loss = loss + binary_cross_entropy_with_logits(kind, kinds, pos_weight=rare)
+    for place in places:
+        covered = nn.functional.adaptive_avg_pool2d(masks, place.shape[1:3]).permute(0, 2, 3, 1)  # (B, H, W, 13)
+        # A token touched at all counts at least a quarter.
+        touched = torch.where(covered > 0, covered.clamp(min=0.25) ** 0.5, 0.0)
+        loss = loss + 2 * binary_cross_entropy_with_logits(place, touched, pos_weight=rare)
+    return loss
 
 
 @torch.no_grad()
@@ -136,8 +156,7 @@ def presence_auroc(encoder: nn.Module, heads: FindingHeads, images: Tensor, stat
         gray = nn.functional.interpolate(
             batch[:, None].float() / 255, size=(IMAGE_SIZE,) * 2, mode="bilinear", antialias=True
         )
-        tokens = encoder.forward_features(normalize(gray)).flatten(1, 2)
-        scores.append(heads(tokens)[1][..., 0])
+        scores.append(heads(encode(encoder, normalize(gray)))[1].sum(-1))
     encoder.train()
     scores = torch.cat(scores).numpy()
     return np.array(
@@ -145,11 +164,14 @@ def presence_auroc(encoder: nn.Module, heads: FindingHeads, images: Tensor, stat
     )
 
 
-def pretrain_vision(target: Path, cache: Path, minutes: float, batch_size: int = 32, peak: float = 1e-3) -> dict:
+def pretrain_vision(
+    target: Path, cache: Path, minutes: float, start: Path | None = None, batch_size: int = 16, peak: float = 7e-4
+) -> dict:
     """Train for `minutes` on the chunks in `cache` (the last one is held out) and write the encoder to `target`.
 
-    The cosine schedule follows the clock, so that the last step is the best one on any machine; the number of images
-    seen and the held-out AUROC are recorded in the returned dict and beside the weights.
+    `start` is a folder written by an earlier run to continue from; the heads are always new. The cosine schedule
+    follows the clock, so that the last step is the best one on any machine; the images seen and the held-out AUROC
+    are recorded in the returned dict and beside the weights, the earlier runs with them.
     """
     torch.manual_seed(0)
     paths = sorted(Path(cache).glob("chunk_*.npz"))
@@ -158,20 +180,27 @@ def pretrain_vision(target: Path, cache: Path, minutes: float, batch_size: int =
     kinds = torch.tensor([[float(k in row.split("|")) for k in vocabulary] for row in train["kinds"]])
     images, masks = torch.from_numpy(train["images"]), torch.from_numpy(train["masks"])
     states = torch.from_numpy(train["states"])
-    encoder = timm.create_model(ARCHITECTURE, pretrained=False, num_classes=0, drop_path_rate=0.05, **ARGUMENTS)
-    heads = FindingHeads(encoder.num_features, len(vocabulary))
+    encoder, earlier = _first_encoder(start)
+    heads = FindingHeads([info["num_chs"] for info in encoder.feature_info], len(vocabulary))
     parameters = [*encoder.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=peak, weight_decay=0.05)
     started, seen, reported = time.monotonic(), 0, 0.0
+
+    def record() -> dict:
+        scores = presence_auroc(encoder, heads, torch.from_numpy(held_out["images"]), held_out["states"])
+        run = {"images_seen": seen, "minutes": minutes, "training_images": len(images), "peak_lr": peak}
+        by_finding = dict(zip(FINDINGS, scores.round(4).tolist(), strict=True))
+        written = {"held_out_auroc": round(float(scores.mean()), 4), "held_out_auroc_by_finding": by_finding}
+        _write(encoder, target, {**written, "runs": [*earlier, run]})
+        return {**written, **run}
+
     while (progress := (time.monotonic() - started) / (60 * minutes)) < 1:
         for row in torch.randperm(len(images)).split(batch_size):
             progress = min(1.0, (time.monotonic() - started) / (60 * minutes))
-            rate = peak * min(1, (seen + batch_size) / 6400) * 0.5 * (1 + math.cos(math.pi * progress))
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = peak * min(1, (seen + batch_size) / 6400) * 0.5 * (1 + math.cos(math.pi * progress))
             pixels, covered = augment(images[row], masks[row])
-            tokens = encoder.forward_features(pixels).flatten(1, 2)
-            loss = pretraining_loss(heads(tokens), covered, states[row], kinds[row])
+            loss = pretraining_loss(heads(encode(encoder, pixels)), covered, states[row], kinds[row])
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
@@ -180,22 +209,18 @@ def pretrain_vision(target: Path, cache: Path, minutes: float, batch_size: int =
             if progress >= 1:
                 break
             if progress - reported > 0.04:
-                reported = progress
-                scores = presence_auroc(encoder, heads, torch.from_numpy(held_out["images"]), held_out["states"])
-                _write(encoder, target, {"images_seen": seen, "held_out_auroc": scores.mean().item()})
-                print(
-                    f"{progress:4.0%}  {seen:7d} images  loss {loss.item():.3f}  AUROC {scores.mean():.3f}", flush=True
-                )
-    scores = presence_auroc(encoder, heads, torch.from_numpy(held_out["images"]), held_out["states"])
-    record = {
-        "images_seen": seen,
-        "minutes": minutes,
-        "training_images": len(images),
-        "held_out_auroc": round(float(scores.mean()), 4),
-        "held_out_auroc_by_finding": dict(zip(FINDINGS, scores.round(4).tolist(), strict=True)),
-    }
-    _write(encoder, target, record)
-    return record
+                reported, auroc = progress, record()["held_out_auroc"]
+                print(f"{progress:4.0%}  {seen:7d} images  loss {loss.item():.3f}  AUROC {auroc:.3f}", flush=True)
+    return record()
+
+
+def _first_encoder(start: Path | None) -> tuple[nn.Module, list[dict]]:
+    """A new encoder, or the one in the folder `start` with the runs that made it."""
+    encoder = timm.create_model(ARCHITECTURE, pretrained=False, num_classes=0, drop_path_rate=0.05, **ARGUMENTS)
+    if start is None:
+        return encoder, []
+    encoder.load_state_dict(load_file(Path(start) / "model.safetensors"))
+    return encoder, json.loads((Path(start) / "config.json").read_text())["pretraining"]["runs"]
 
 
 def _load(paths: list[Path]) -> dict[str, np.ndarray]:
