@@ -42,19 +42,20 @@ class Reporter:
 
     def report(self, images: Sequence[Image], num_beams: int = 1, max_new_tokens: int | None = None) -> list[str]:
         """One report an image, decoded greedily or by beam search."""
-        prompt, reports = self.processor.report_prompt(), []
+        reports = []
         for batch in self._batches(images):
-            text = self.processor.for_generation([prompt] * len(batch))
+            inputs = self._inputs(batch)
+            text = self.processor.for_generation([self.processor.report_prompt(n) for n in _views(inputs)])
             with self._autocast():
                 ids = self.model.generate(
-                    **self._to_device(text | self._inputs(batch)),
+                    **self._to_device(text | inputs),
                     max_new_tokens=max_new_tokens or self.processor.max_report_tokens,
                     num_beams=num_beams,
                     do_sample=False,
                     eos_token_id=self.processor.end_id,
                     pad_token_id=self.processor.padding_id,
                 )
-            reports += self.processor.decode(ids)
+            reports += self.processor.decode(ids[:, text["input_ids"].shape[1] :])  # without the prompt
         return reports
 
     @torch.inference_mode()
@@ -64,9 +65,11 @@ class Reporter:
         yes, no = self.processor.answer_ids()
         answers = []
         for batch in self._batches(list(zip(images, questions, strict=True))):
-            text = self.processor.for_generation([self.processor.question_prompt(question) for _, question in batch])
+            inputs = self._inputs([image for image, _ in batch])
+            prompts = [self.processor.question_prompt(q, n) for (_, q), n in zip(batch, _views(inputs), strict=True)]
             with self._autocast():
-                logits = self.model(**self._to_device(text | self._inputs([image for image, _ in batch]))).logits
+                text = self.processor.for_generation(prompts)
+                logits = self.model(**self._to_device(text | inputs)).logits[:, -1]
             probabilities = logits[:, [yes, no]].float().softmax(-1)[:, 0].tolist()
             answers += [Answer("yes" if p >= 0.5 else "no", p) for p in probabilities]
         return answers
@@ -74,29 +77,29 @@ class Reporter:
     @torch.inference_mode()
     def findings(self, images: Sequence[Image]) -> np.ndarray:
         """(n, 14) probabilities of the labels, from SASA's disease queries alone."""
-        connector = self._sasa()
-        rows = [connector.disease_logits(connector(f)).sigmoid().cpu() for f in self._feature_batches(images)]
+        rows = []
+        for batch in self._batches(images):
+            inputs = self._to_device(self._inputs(batch))
+            with self._autocast():
+                tokens = self.model.image_tokens(**inputs)
+                rows.append(self.model.disease_logits(tokens, inputs.get("view_mask")).float().sigmoid().cpu())
         return torch.cat(rows).numpy()
 
     @torch.inference_mode()
     def attention(self, image: Image) -> dict[str, np.ndarray]:
-        """Where each disease query looks: label -> (H, W) map that sums to 1."""
-        connector = self._sasa()
-        maps = connector.attention_maps(next(self._feature_batches([image])))[0].cpu().numpy()  # (Q, H, W)
-        return dict(zip(LABELS, maps, strict=False))
+        """Where each disease query looks: label -> (H, W) map that sums to 1; of views side by side the first."""
+        with self._autocast():
+            maps = self.model.attention_maps(**self._to_device(self._inputs([image])))[0]  # (Q, H, W)
+        return dict(zip(LABELS, maps.float().cpu().numpy(), strict=False))
 
     @torch.inference_mode()
     def features(self, images: Sequence[Image]) -> list[Tensor]:
         """The encoder's tokens (N, C) of each image: compute them once where an image is asked many times."""
-        return [row for batch in self._feature_batches(images) for row in batch.cpu()]
-
-    def _feature_batches(self, images: Sequence[Image]) -> Iterator[Tensor]:
+        rows = []
         for batch in self._batches(images):
-            inputs = self._to_device(self._inputs(batch))
             with self._autocast():
-                found = inputs.get("image_features")
-                found = self.model.encode_images(**inputs) if found is None else found
-            yield found.float()
+                rows += self.model.encode_images(**self._to_device(self._inputs(batch))).float().cpu()
+        return rows
 
     def _inputs(self, images: Sequence[Image]) -> dict[str, Tensor]:
         if isinstance(images[0], Tensor):
@@ -108,16 +111,16 @@ class Reporter:
         for start in range(0, len(items), self.batch_size):
             yield list(items[start : start + self.batch_size])
 
-    def _sasa(self):
-        if not hasattr(self.model.connector, "attention_maps"):
-            raise UserError("This model has the plain projector; only a SASA model has disease queries.")
-        return self.model.connector
-
     def _autocast(self):
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: value.to(self.device) for name, value in batch.items()}
+
+
+def _views(inputs: dict[str, Tensor]) -> list[int]:
+    """Number of views of each study in a batch's inputs."""
+    return inputs["view_mask"].sum(1).tolist() if "view_mask" in inputs else [1] * len(inputs["image_features"])
 
 
 def load(folder: Path | str | None = None, **options) -> Reporter:

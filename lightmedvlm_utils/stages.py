@@ -18,7 +18,7 @@ from torch import Tensor
 from lightmedvlm_utils.data.questions import build_questions
 from lightmedvlm_utils.errors import UserError
 from lightmedvlm_utils.inference import Reporter
-from lightmedvlm_utils.model.backbones import from_backbones
+from lightmedvlm_utils.model.backbones import from_profile
 from lightmedvlm_utils.model.modeling import LightMedVLM
 from lightmedvlm_utils.model.processing import Processor
 from lightmedvlm_utils.runs import Step, write_json
@@ -56,7 +56,7 @@ def start_of_stage(step: Step, number: int, connector: str) -> tuple[LightMedVLM
     """The model as stage `number` finds it: new from the backbones, or the checkpoint of the stage before, loaded
     strictly."""
     if number == 1:
-        return from_backbones(step.profile, connector, step.seed)
+        return from_profile(step.profile, connector, step.seed)
     folder = step.path(STEPS[number - 1], connector)
     return LightMedVLM.from_pretrained(folder), Processor.from_pretrained(folder)
 
@@ -64,7 +64,7 @@ def start_of_stage(step: Step, number: int, connector: str) -> tuple[LightMedVLM
 def image_store(step: Step, number: int, studies: pd.DataFrame, processor: Processor) -> Store:
     """Where a stage takes its images from: features computed once by notebook 03, or the images themselves where
     the encoder learns."""
-    if step.profile.stage(number).vision_lr > 0:
+    if step.profile.stage(number).vision_lr > 0 or processor.views != "mean":
         return ImageStore(studies, processor)
     return FeatureStore.load(step.path("03_building_sasa", FEATURES))
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lightmedvlm_utils.config import LABELS, StageSettings
+from lightmedvlm_utils.errors import UserError
 from lightmedvlm_utils.model import lora
 from lightmedvlm_utils.model.modeling import LightMedVLM
 from lightmedvlm_utils.model.processing import Processor
@@ -83,7 +84,12 @@ Store = FeatureStore | ImageStore
 def encode_studies(
     model: LightMedVLM, processor: Processor, studies: pd.DataFrame, batch_size: int = 64
 ) -> FeatureStore:
-    """Run the frozen encoder over every study once."""
+    """Run the frozen encoder over every study once.
+
+    Raises UserError for a model that takes views side by side: then a study has no one set of tokens.
+    """
+    if model.config.views != "mean":
+        raise UserError("Features are kept for models that average a study's views; give this one the images.")
     device = next(model.parameters()).device
     images, chunks = ImageStore(studies, processor), []
     model.eval()
@@ -95,20 +101,33 @@ def encode_studies(
 
 def report_examples(studies: pd.DataFrame, processor: Processor) -> list[Example]:
     """One example a study: the report prompt and the clean report."""
-    prompt, states = processor.report_prompt(), studies[list(LABELS)].to_numpy(dtype=float)
+    states = studies[list(LABELS)].to_numpy(dtype=float)
     return [
-        Example(int(study_id), prompt, report, row)
-        for study_id, report, row in zip(studies.study_id, studies.report, states, strict=True)
+        Example(int(study_id), processor.report_prompt(views), report, row)
+        for study_id, views, report, row in zip(
+            studies.study_id, num_views(studies), studies.report, states, strict=True
+        )
     ]
 
 
 def question_examples(questions: pd.DataFrame, studies: pd.DataFrame, processor: Processor) -> list[Example]:
     """One example a question: the yes/no prompt and its answer."""
     states = dict(zip(studies.study_id, studies[list(LABELS)].to_numpy(dtype=float), strict=True))
+    views = dict(zip(studies.study_id, num_views(studies), strict=True))
     return [
-        Example(int(row.study_id), processor.question_prompt(row.question), row.answer, states[row.study_id])
+        Example(
+            int(row.study_id),
+            processor.question_prompt(row.question, views[row.study_id]),
+            row.answer,
+            states[row.study_id],
+        )
         for row in questions.itertuples()
     ]
+
+
+def num_views(studies: pd.DataFrame) -> list[int]:
+    """Images of each study; 1 where the table does not list them (features computed beforehand)."""
+    return [len(images) for images in studies["images"]] if "images" in studies else [1] * len(studies)
 
 
 def disease_targets(states: np.ndarray) -> Tensor:
@@ -196,7 +215,7 @@ def train(
     torch.manual_seed(seed)
     per_epoch = math.ceil(len(examples) / settings.batch_size)
     steps = max(1, round(settings.epochs * per_epoch))
-    disease_weight = settings.disease_loss if hasattr(model.connector, "disease_logits") else 0.0
+    disease_weight = settings.disease_loss if getattr(model.connector, "has_disease_head", False) else 0.0
     history = [{"step": 0, "epoch": 0, **evaluate_loss(model, processor, validation, store, precision)}]
     step = 0
     while step < steps:

@@ -27,7 +27,7 @@ def make_model(tiny_tokenizer):
     from lightmedvlm_utils.model.modeling import LightMedVLM
     from lightmedvlm_utils.model.processing import IMAGE_TOKEN, Processor
 
-    def make(connector="sasa", max_views=1, **options):
+    def make(connector="sasa", max_views=1, views="mean", **options):
         torch.manual_seed(0)
         if connector == "sasa":
             options = {"num_queries": 16, "num_heads": 4} | options
@@ -44,12 +44,15 @@ def make_model(tiny_tokenizer):
             text=text,
             connector={"name": connector, **options},
             image_token_id=tiny_tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+            views=views,
         )
         model = LightMedVLM(config)
         if connector == "sasa":
             model.connector.start_from_diseases(disease_embeddings(model.language_model, tiny_tokenizer))
         tokens = model.connector.num_output_tokens
-        processor = Processor(tiny_tokenizer, 28, (0.5,) * 3, (0.25,) * 3, tokens, max_views, max_report_tokens=24)
+        processor = Processor(
+            tiny_tokenizer, 28, (0.5,) * 3, (0.25,) * 3, tokens, max_views, max_report_tokens=24, views=views
+        )
         return model.eval(), processor
 
     return make

@@ -21,7 +21,7 @@ def test_the_shipped_backbones_are_small_and_hold_no_pickle():
 @pytest.mark.parametrize("connector", ["sasa", "mlp"])
 def test_a_model_is_assembled_from_them(connector):
     profile = get_profile("laptop")
-    model, processor = backbones.from_backbones(profile, connector)
+    model, processor = backbones.from_profile(profile, connector)
     features = model.encode_images(**processor.images([[np.random.default_rng(0).random((64, 48), np.float32)]]))
     tokens = model.connector(features)
     assert tokens.shape[1:] == (processor.num_image_tokens, model.config.text.hidden_size)
@@ -31,7 +31,7 @@ def test_a_model_is_assembled_from_them(connector):
 
 def test_two_models_share_their_backbones_and_differ_in_the_seed_alone():
     profile = get_profile("smoke")
-    first, second, other = (backbones.from_backbones(profile, "sasa", seed)[0].state_dict() for seed in (0, 0, 1))
+    first, second, other = (backbones.from_profile(profile, "sasa", seed)[0].state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first)
     different = {name.split(".")[0] for name in first if not torch.equal(first[name], other[name])}
     assert different == {"connector"}

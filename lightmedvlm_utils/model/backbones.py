@@ -9,54 +9,94 @@ import timm
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils import logging
 
 from lightmedvlm_utils.config import LABELS, Profile
 from lightmedvlm_utils.errors import UserError
 from lightmedvlm_utils.model.configuration import LightMedVLMConfig
-from lightmedvlm_utils.model.modeling import LightMedVLM, load_strictly
+from lightmedvlm_utils.model.modeling import LightMedVLM, build_encoder, load_strictly
 from lightmedvlm_utils.model.processing import Processor
 from lightmedvlm_utils.runs import seed_everything
 
 SHIPPED = Path(__file__).resolve().parents[1] / "backbones"
 SMALL_VISION, SMALL_LANGUAGE_MODEL = SHIPPED / "swin", SHIPPED / "qwen3"
+CONFIGURATIONS = {"Qwen/Qwen3-0.6B": SHIPPED / "qwen3-0.6b"}  # shipped without weights; timm knows its Swins itself
 
 
-def from_backbones(profile: Profile, connector: str = "sasa", seed: int = 0) -> tuple[LightMedVLM, Processor]:
-    """A new model of the profile's two backbones with a fresh connector, and its processor.
+def from_backbones(
+    vision: str = "small",
+    llm: str = "small",
+    connector: str = "sasa",
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    random_init: bool = False,
+    tokenizer: str | None = None,
+    connector_options: dict | None = None,
+    match_output_scale: bool = False,
+    views: str = "mean",
+    max_views: int = 1,
+    max_report_tokens: int = 100,
+    seed: int = 0,
+) -> tuple[LightMedVLM, Processor]:
+    """A new model of two backbones with a fresh connector, and its processor.
 
-    SASA's disease queries start from the labels' names in the language model's own embeddings. Raises UserError
-    that says what to download where when weights are neither shipped, cached nor in a folder.
+    `vision` is `"small"` (shipped), a Swin of timm or a folder; `llm` is `"small"`, a Qwen3 of the hub or a folder.
+    With `random_init` both are built at their size without weights and without a download. `tokenizer` is the
+    language model's own unless another one is named; at random it need not know words, and the small one stands in
+    for one that is not there. `image_size` in pixels is the encoder's own unless given. `connector_options` are
+    keyword arguments of the connector; `match_output_scale` makes its tokens as large as word embeddings. `views`
+    and the maxima as in LightMedVLMConfig and Processor. SASA's disease queries start from the labels' names in the
+    language model's own embeddings.
+
+    Raises UserError that says what to download where when weights are neither shipped, cached nor in a folder.
     """
     seed_everything(seed)
-    encoder, vision = load_vision(profile.vision, profile.image_size, profile.random_init)
-    language_model, tokenizer = load_language_model(profile.language_model, profile.random_init)
-    options = {"name": connector, "output_scale": 1.0}
-    if profile.match_output_scale:
+    encoder, eye = load_vision(vision, image_size, random_init)
+    language_model, words = load_language_model(llm, random_init, tokenizer)
+    options = {"name": connector, "output_scale": 1.0, **(connector_options or {})}
+    if match_output_scale:
         options["output_scale"] = language_model.get_input_embeddings().weight.std().item()
-    if connector == "sasa":
-        options |= {"num_queries": profile.num_queries, **profile.connector_options}
     config = LightMedVLMConfig(
-        vision={name: vision[name] for name in ("architecture", "arguments")},
+        vision={name: eye[name] for name in ("architecture", "arguments")},
         text=language_model.config.to_dict(),
         connector=options,
-        image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+        image_token_id=words.convert_tokens_to_ids("<|image_pad|>"),
+        views=views,
     )
-    model = LightMedVLM(config)
-    model.vision_encoder, model.language_model = encoder, language_model
-    if connector == "sasa":
-        model.connector.start_from_diseases(disease_embeddings(language_model, tokenizer))
+    model = LightMedVLM(config, encoder, language_model)
+    if hasattr(model.connector, "start_from_diseases"):
+        model.connector.start_from_diseases(disease_embeddings(language_model, words))
     processor = Processor(
-        tokenizer,
-        image_size=profile.image_size,
-        mean=vision["mean"],
-        std=vision["std"],
+        words,
+        image_size=eye["arguments"]["img_size"],
+        mean=eye["mean"],
+        std=eye["std"],
         num_image_tokens=model.connector.num_output_tokens,
+        max_views=max_views,
+        max_report_tokens=max_report_tokens,
+        interpolation=eye.get("interpolation", "bilinear"),
+        views=views,
+    )
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = processor.end_id, processor.padding_id
+    return model.eval(), processor
+
+
+def from_profile(profile: Profile, connector: str = "sasa", seed: int = 0) -> tuple[LightMedVLM, Processor]:
+    """`from_backbones` with a profile's values."""
+    options = {"num_queries": profile.num_queries, **profile.connector_options} if connector == "sasa" else {}
+    return from_backbones(
+        profile.vision,
+        profile.language_model,
+        connector,
+        image_size=profile.image_size,
+        random_init=profile.random_init,
+        connector_options=options,
+        match_output_scale=profile.match_output_scale,
         max_views=profile.max_views,
         max_report_tokens=profile.max_report_tokens,
+        seed=seed,
     )
-    return model.eval(), processor
 
 
 def disease_embeddings(language_model: nn.Module, tokenizer) -> torch.Tensor:
@@ -66,43 +106,59 @@ def disease_embeddings(language_model: nn.Module, tokenizer) -> torch.Tensor:
     return torch.stack([table[torch.tensor(label_ids)].mean(0) for label_ids in ids])
 
 
-def load_vision(name: str, image_size: int, random_init: bool = False) -> tuple[nn.Module, dict]:
-    """A timm Swin without its classifier, and `{architecture, arguments, mean, std}`.
+def load_vision(
+    name: str, image_size: int | tuple[int, int] | None = None, random_init: bool = False
+) -> tuple[nn.Module, dict]:
+    """A timm Swin without its classifier, and `{architecture, arguments, mean, std, interpolation}`.
 
-    `name` is `"small"`, a timm model name, or a folder with `config.json` and `model.safetensors`.
+    `name` is `"small"`, a timm model name, or a folder with `config.json` and `model.safetensors`. A folder's image
+    size is its own; UserError where another is asked for.
     """
     folder = SMALL_VISION if name == "small" else Path(name)
     if name == "small" or folder.is_dir():
         _require_files(folder, ("config.json", "model.safetensors"))
         vision = json.loads((folder / "config.json").read_text())
-        encoder = timm.create_model(vision["architecture"], pretrained=False, num_classes=0, **vision["arguments"])
+        size = vision["arguments"]["img_size"]
+        if image_size not in (None, size):
+            raise UserError(f"The encoder in {folder} takes images of {size} pixels, not {image_size}; give it those.")
+        encoder = build_encoder(vision)
         if not random_init:
             load_strictly(encoder, _as_float32(load_file(folder / "model.safetensors")), folder)
         return encoder, vision
-    if name not in timm.list_pretrained("swin_*"):
-        raise UserError(f"{name!r} is neither a Swin of timm nor a folder; see timm.list_pretrained('swin_*').")
+    if name.split(".")[0] not in timm.list_models("swin*") or name.startswith("swinv2_cr"):
+        raise UserError(
+            f"{name!r} is neither a Swin of timm nor a folder; see timm.list_models(['swin_*', 'swinv2_*'])."
+        )
+    data = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
+    arguments = {"img_size": image_size or data["input_size"][1]}
     try:
-        encoder = timm.create_model(name, pretrained=not random_init, num_classes=0, img_size=image_size)
+        encoder = timm.create_model(name, pretrained=not random_init, num_classes=0, **arguments)
     except Exception as error:  # the hub client raises many kinds
         raise _no_weights(f"timm/{name}", "vision", error) from error
-    data = timm.data.resolve_data_config(model=encoder)
-    arguments = {"img_size": image_size}
-    return encoder, {"architecture": name, "arguments": arguments, "mean": data["mean"], "std": data["std"]}
+    return encoder, {
+        "architecture": name,
+        "arguments": arguments,
+        **{key: data[key] for key in ("mean", "std", "interpolation")},
+    }
 
 
-def load_language_model(name: str, random_init: bool = False) -> tuple[Qwen3ForCausalLM, object]:
-    """A Qwen3 and its tokenizer. `name` is `"small"`, a hub name or a folder."""
+def load_language_model(
+    name: str, random_init: bool = False, tokenizer: str | None = None
+) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
+    """A Qwen3 in float32 and its tokenizer. `name` is `"small"`, a hub name or a folder; `tokenizer` likewise."""
     logging.disable_progress_bar()  # a bar per weight file is noise in a notebook
     source = SMALL_LANGUAGE_MODEL if name == "small" else name
     if name == "small":
         _require_files(SMALL_LANGUAGE_MODEL, ("config.json", "model.safetensors", "tokenizer.json"))
+    elif random_init and name in CONFIGURATIONS:
+        source, tokenizer = CONFIGURATIONS[name], tokenizer or SMALL_LANGUAGE_MODEL
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        words = AutoTokenizer.from_pretrained(SMALL_LANGUAGE_MODEL if tokenizer == "small" else tokenizer or source)
         if random_init:
-            return Qwen3ForCausalLM(Qwen3Config.from_pretrained(source)), tokenizer
-        return Qwen3ForCausalLM.from_pretrained(source, dtype=torch.float32), tokenizer
+            return Qwen3ForCausalLM(Qwen3Config.from_pretrained(source)), words
+        return Qwen3ForCausalLM.from_pretrained(source, dtype=torch.float32), words
     except (OSError, ValueError) as error:
-        raise _no_weights(name, "language_model", error) from error
+        raise _no_weights(name, "language model", error) from error
 
 
 def _require_files(folder: Path, names: tuple[str, ...]) -> None:
@@ -115,7 +171,7 @@ def _no_weights(name: str, what: str, error: Exception) -> UserError:
     return UserError(
         f"The weights of {name} are neither cached nor a local folder and could not be downloaded "
         f"({type(error).__name__}): connect once, or download them from huggingface.co/{name} and give the folder "
-        f"as the profile's `{what}`."
+        f"as the {what}."
     )
 
 

@@ -10,6 +10,7 @@ stage follows cross-attention resamplers (Alayrac et al. 2022, arXiv 2204.14198)
 from __future__ import annotations
 
 import math
+from inspect import signature
 
 import torch
 from torch import Tensor, nn
@@ -45,16 +46,21 @@ class MLPConnector(nn.Module):
 class SASA(nn.Module):
     """Spatially-Aware Semantic Abstractor: convolutional refinement, then cross-attention from disease queries.
 
-    The defaults are the thesis' configuration. Options:
+    The defaults are the thesis' configuration, but for `disease_head`, which it has not. Options:
 
+    - `num_queries`: how many tokens the language model gets;
+    - `query_start`: the first 14 queries start from the `"diseases"`' names, or are `"random"` like the others;
     - `conv`: whether the two 3x3 convolutions refine the map first;
-    - `conv_norm`: `"batch"` as in the thesis, `"group"` for batches of one (BatchNorm has no variance there);
+    - `conv_norm`: `"batch"` as in the thesis, `"group"` for small batches, whose statistics BatchNorm would take;
     - `key_positions`: add a fixed two-dimensional sine code to the attention keys, so that a query can tell
       left from right by itself instead of by what the convolutions' borders leak;
     - `residual`: `"raw"` adds the queries themselves to what they attended to (report stages of the thesis),
       `"normed"` their LayerNorm (its VQA stage);
     - `match_query_scale`: give the free queries the scale of word embeddings, as the disease queries have it;
-    - `output_scale`: factor on the normalized tokens; word embeddings are far smaller than a LayerNorm's output.
+    - `output_scale`: factor on the normalized tokens; word embeddings are far smaller than a LayerNorm's output;
+    - `disease_head`: one weight vector per label, which reads query i alone and predicts label i.
+
+    Raises UserError for unknown values and for fewer queries than diseases.
     """
 
     def __init__(
@@ -71,17 +77,19 @@ class SASA(nn.Module):
         residual: str = "raw",
         match_query_scale: bool = False,
         output_scale: float = 1.0,
+        query_start: str = "diseases",
+        disease_head: bool = True,
     ):
         super().__init__()
-        if residual not in ("raw", "normed") or conv_norm not in ("batch", "group"):
-            raise UserError(
-                f"SASA knows residual 'raw' or 'normed' and conv_norm 'batch' or 'group', not {residual!r} "
-                f"and {conv_norm!r}; correct the connector options."
-            )
-        if num_queries < len(LABELS):
+        _check_choice("residual", residual, ("raw", "normed"))
+        _check_choice("conv_norm", conv_norm, ("batch", "group"))
+        _check_choice("query_start", query_start, ("diseases", "random"))
+        if llm_dim % num_heads:
+            raise UserError(f"SASA cannot split {llm_dim} channels among {num_heads} heads; choose another num_heads.")
+        if num_queries < len(LABELS) and (disease_head or query_start == "diseases"):
             raise UserError(f"SASA needs num_queries >= {len(LABELS)}, one per label; {num_queries} was given.")
         self.grid, self.num_output_tokens, self.residual = tuple(grid), num_queries, residual
-        self.match_query_scale, self.output_scale = match_query_scale, output_scale
+        self.match_query_scale, self.output_scale, self.query_start = match_query_scale, output_scale, query_start
         self.refine = _refinement(vision_dim, conv_norm) if conv else nn.Identity()
         self.project = nn.Linear(vision_dim, llm_dim)
         positions = _sine_positions(grid, llm_dim) if key_positions else torch.zeros(1)
@@ -93,9 +101,10 @@ class SASA(nn.Module):
         self.norm_attended = nn.LayerNorm(llm_dim)
         self.mlp = nn.Sequential(nn.Linear(llm_dim, 4 * llm_dim), nn.GELU(), nn.Linear(4 * llm_dim, llm_dim))
         self.norm = nn.LayerNorm(llm_dim)
-        # Reads query i's answer about label i; used by the disease loss and for per-finding probabilities.
-        self.disease_weight = nn.Parameter(torch.randn(len(LABELS), llm_dim) / math.sqrt(llm_dim))
-        self.disease_bias = nn.Parameter(torch.zeros(len(LABELS)))
+        self.has_disease_head = disease_head
+        if disease_head:  # used by the disease loss and for per-finding probabilities
+            self.disease_weight = nn.Parameter(torch.randn(len(LABELS), llm_dim) / math.sqrt(llm_dim))
+            self.disease_bias = nn.Parameter(torch.zeros(len(LABELS)))
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, N, C) -> (B, Q, D)."""
@@ -108,16 +117,19 @@ class SASA(nn.Module):
 
     def disease_logits(self, tokens: Tensor) -> Tensor:
         """Connector output (B, Q, D) -> (B, 14): the logit that label i is present, read from query i alone."""
+        if not self.has_disease_head:
+            raise UserError("This SASA has no disease head (an imported thesis checkpoint has none).")
         own = tokens[:, : len(LABELS)] / self.output_scale  # (B, 14, D)
         return (own * self.disease_weight).sum(-1) + self.disease_bias
 
     @torch.no_grad()
     def start_from_diseases(self, disease_embeddings: Tensor) -> None:
         """Overwrite the first 14 queries with `disease_embeddings` (14, D), the labels' names as the language
-        model embeds them."""
+        model embeds them, and scale the others, each as far as the options say."""
         if self.match_query_scale:
             self.queries.mul_(disease_embeddings.std() / self.queries.std())
-        self.queries[: len(LABELS)] = disease_embeddings.to(self.queries)
+        if self.query_start == "diseases":
+            self.queries[: len(LABELS)] = disease_embeddings.to(self.queries)
 
     def _attend(self, features: Tensor, need_weights: bool = False) -> tuple[Tensor, Tensor | None]:
         maps = features.transpose(1, 2).unflatten(-1, self.grid)  # (B, C, H, W)
@@ -166,4 +178,13 @@ def build_connector(
     """A connector by its name, `"sasa"` or `"mlp"`; `options` are keyword arguments of that class."""
     if name not in CONNECTORS:
         raise UserError(f"There is no connector {name!r}; choose 'sasa' or 'mlp'.")
+    known = list(signature(CONNECTORS[name]).parameters)[3:]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise UserError(f"The connector {name!r} has no option {unknown[0]!r}; its options are {', '.join(known)}.")
     return CONNECTORS[name](vision_dim, llm_dim, grid, **options)
+
+
+def _check_choice(option: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UserError(f"SASA's {option} is {' or '.join(map(repr, choices))}, not {value!r}; correct the option.")

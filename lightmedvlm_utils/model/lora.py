@@ -13,6 +13,7 @@ from lightmedvlm_utils.errors import UserError
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."
 
 
 def add(language_model: nn.Module, rank: int = 8, alpha: int = 16, dropout: float = 0.1) -> int:
@@ -35,12 +36,21 @@ def has_lora(language_model: nn.Module) -> bool:
     return any(isinstance(module, LoraLayer) for module in language_model.modules())
 
 
+def merge(language_model: nn.Module) -> None:
+    """Add every adapter to the weights it stands beside, W + (alpha / r) B A, and take it out, in place."""
+    for name, module in list(language_model.named_modules()):
+        if isinstance(module, LoraLayer):
+            module.merge(safe_merge=True)
+            language_model.set_submodule(name, module.get_base_layer())
+
+
 def save(language_model: nn.Module, folder: Path) -> None:
-    """Write the adapter as peft does: `adapter_config.json` and `adapter_model.safetensors`."""
+    """Write the adapter as peft does, `adapter_config.json` and `adapter_model.safetensors`, so that
+    `PeftModel.from_pretrained` can put it on the bare language model too."""
     folder.mkdir(parents=True, exist_ok=True)
     language_model.lora_config.save_pretrained(folder)
-    weights = {name: value.contiguous() for name, value in get_peft_model_state_dict(language_model).items()}
-    save_file(weights, folder / WEIGHTS)
+    weights = get_peft_model_state_dict(language_model)
+    save_file({PREFIX + name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS)
 
 
 def load(language_model: nn.Module, folder: Path) -> None:
@@ -58,5 +68,7 @@ def load(language_model: nn.Module, folder: Path) -> None:
 
 
 def _place(name: str) -> str:
-    """Name of a saved adapter weight inside the model: peft leaves the adapter's own name out of the file."""
+    """Name of a saved adapter weight inside the model: peft leaves the adapter's own name out of the file and puts
+    its wrapper's before it."""
+    name = name.removeprefix(PREFIX)
     return name.replace(".lora_A.weight", ".lora_A.default.weight").replace(".lora_B.weight", ".lora_B.default.weight")

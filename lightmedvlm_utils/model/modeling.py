@@ -1,7 +1,8 @@
 """LightMedVLM: Swin encoder, connector and Qwen3 in one model.
 
 Letters: B batch, V views of a study, N image tokens, C vision width, Q connector tokens, T text tokens,
-D language-model width, M supervised tokens of a batch.
+D language-model width, M supervised tokens of a batch. I is the number of images that the connector sees: B where
+views are averaged, all views of the batch where they stand side by side.
 """
 
 from __future__ import annotations
@@ -15,16 +16,26 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
-from transformers import AutoConfig, AutoModel, PreTrainedModel, Qwen3ForCausalLM
+from transformers import (
+    AutoModel,
+    AutoModelForImageTextToText,
+    Cache,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedModel,
+    Qwen3ForCausalLM,
+)
 from transformers.utils import ModelOutput
 
+from lightmedvlm_utils.config import LABELS
 from lightmedvlm_utils.errors import UserError
 from lightmedvlm_utils.model import lora
-from lightmedvlm_utils.model.configuration import LightMedVLMConfig
+from lightmedvlm_utils.model.configuration import LightMedVLMConfig, checkpoint_folder
 from lightmedvlm_utils.model.connectors import build_connector
 
 PARTS = ("vision_encoder", "connector", "language_model")
 WEIGHTS = "model.safetensors"
+TIED = {"language_model.lm_head.weight"}  # shares the input embedding's memory where the language model ties them
 
 
 @dataclass
@@ -35,112 +46,195 @@ class LightMedVLMOutput(ModelOutput):
     text_loss: Tensor | None = None
     disease_loss: Tensor | None = None
     logits: Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
-class LightMedVLM(PreTrainedModel):
-    """A chest X-ray and a prompt in, text out."""
+class LightMedVLM(PreTrainedModel, GenerationMixin):
+    """A chest X-ray and a prompt in, text out.
+
+    The three parts are built with random weights from the configuration, unless an encoder or a language model of
+    that configuration is given. Architecture: Vu et al., *LightMedVLM*, thesis, FPT University 2025.
+    """
 
     config_class = LightMedVLMConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
     _supports_sdpa = True
 
-    def __init__(self, config: LightMedVLMConfig):
+    def __init__(
+        self,
+        config: LightMedVLMConfig,
+        vision_encoder: nn.Module | None = None,
+        language_model: Qwen3ForCausalLM | None = None,
+    ):
         super().__init__(config)
-        self.vision_encoder = timm.create_model(
-            config.vision["architecture"], pretrained=False, num_classes=0, **config.vision.get("arguments", {})
-        )
-        reduction = self.vision_encoder.feature_info[-1]["reduction"]
-        self.grid = tuple(side // reduction for side in self.vision_encoder.patch_embed.img_size)
+        self.vision_encoder = vision_encoder or build_encoder(config.vision)
+        self.grid = feature_grid(self.vision_encoder)
         self.connector = build_connector(
             vision_dim=self.vision_encoder.num_features,
             llm_dim=config.text.hidden_size,
             grid=self.grid,
             **config.connector,
         )
-        self.language_model = Qwen3ForCausalLM(config.text)
+        self.language_model = language_model or Qwen3ForCausalLM(config.text)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing: every part has initialised itself, or brought its weights along."""
 
     def forward(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         pixel_values: Tensor | None = None,
         view_mask: Tensor | None = None,
         image_features: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool = False,
         labels: Tensor | None = None,
         disease_targets: Tensor | None = None,
         disease_weight: float = 0.0,
+        logits_to_keep: int = 1,
+        **options,
     ) -> LightMedVLMOutput:
-        """Loss of `labels` (B, T; -100 where nothing is learned), or without them the next token's logits (B, V).
+        """Loss of `labels` (B, T; -100 where nothing is learned), or without them the logits (B, K, vocabulary) of
+        the last K = `logits_to_keep` positions (0 for all).
 
         The image comes as `pixel_values` (B, V, 3, H, W) with `view_mask` (B, V), or as `image_features`
-        (B, N, C) from `encode_images`. `disease_targets` (B, 14) in 0 to 1, NaN where unknown.
+        (I, N, C) from `encode_images`; the prompt as `input_ids` (B, T) or `inputs_embeds` (B, T, D) from
+        `embed`. `disease_targets` (B, 14) in 0 to 1, NaN where unknown.
         """
-        if image_features is None:
-            image_features = self.encode_images(pixel_values, view_mask)  # (B, N, C)
-        image_tokens = self.connector(image_features)  # (B, Q, D)
-        embeddings = self.embed(input_ids, image_tokens)  # (B, T, D)
-        hidden = self.language_model.model(
-            inputs_embeds=embeddings, attention_mask=attention_mask, use_cache=False
-        ).last_hidden_state  # (B, T, D)
+        image_tokens = self.image_tokens(pixel_values, view_mask, image_features)  # (I, Q, D), or None
+        if inputs_embeds is None:
+            inputs_embeds = self.embed(input_ids, image_tokens)  # (B, T, D)
+        output = self.language_model.model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **options,
+        )
+        hidden = output.last_hidden_state  # (B, T, D)
         if labels is None:
-            return LightMedVLMOutput(logits=self.language_model.lm_head(hidden[:, -1]))  # (B, vocabulary)
+            logits = self.language_model.lm_head(hidden[:, -logits_to_keep:])  # (B, K, vocabulary)
+            cache, layers, attentions = output.past_key_values, output.hidden_states, output.attentions
+            return LightMedVLMOutput(logits=logits, past_key_values=cache, hidden_states=layers, attentions=attentions)
         targets = labels[:, 1:]  # position t predicts token t + 1: the shift happens here and nowhere else
         supervised = targets != -100
         logits = self.language_model.lm_head(hidden[:, :-1][supervised])  # (M, vocabulary)
         text_loss = cross_entropy(logits.float(), targets[supervised])
-        disease_loss = self.disease_loss(image_tokens, disease_targets) if disease_weight else None
-        loss = text_loss if disease_loss is None else text_loss + disease_weight * disease_loss
+        if not disease_weight:
+            return LightMedVLMOutput(loss=text_loss, text_loss=text_loss)
+        disease_loss = self.disease_loss(image_tokens, disease_targets, view_mask)
+        loss = text_loss + disease_weight * disease_loss
         return LightMedVLMOutput(loss=loss, text_loss=text_loss, disease_loss=disease_loss)
 
+    # From images to the language model's tokens
+
     def encode_images(self, pixel_values: Tensor, view_mask: Tensor | None = None) -> Tensor:
-        """(B, V, 3, H, W) -> (B, N, C): the encoder's tokens, averaged over a study's views position by position.
+        """(B, V, 3, H, W) -> (I, N, C): the encoder's tokens. Where the configuration averages views, I = B, the mean
+        over a study's views position by position; else I counts the views, study by study.
 
         `view_mask` (B, V) is True where a view exists; None means all do.
         """
-        views = pixel_values.shape[1]
         if view_mask is None:
             view_mask = torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
         tokens = self.vision_encoder.forward_features(pixel_values[view_mask]).flatten(1, 2)  # (views, N, C)
-        if views == 1:
+        if self.config.views == "side_by_side" or pixel_values.shape[1] == 1:
             return tokens
-        summed = tokens.new_zeros(len(pixel_values), *tokens.shape[1:])  # (B, N, C)
-        summed.index_add_(0, view_mask.nonzero()[:, 0], tokens)
-        return summed / view_mask.sum(1)[:, None, None]
+        return study_mean(tokens, view_mask)
 
-    def embed(self, input_ids: Tensor, image_tokens: Tensor) -> Tensor:
-        """Token embeddings (B, T, D) with the connector's tokens in place of the image placeholders."""
+    def image_tokens(
+        self,
+        pixel_values: Tensor | None = None,
+        view_mask: Tensor | None = None,
+        image_features: Tensor | None = None,
+    ) -> Tensor | None:
+        """What the language model sees of the images, (I, Q, D); None without images."""
+        if image_features is None and pixel_values is None:
+            return None
+        if image_features is None:
+            image_features = self.encode_images(pixel_values, view_mask)  # (I, N, C)
+        return self.connector(image_features)
+
+    def embed(self, input_ids: Tensor, image_tokens: Tensor | None) -> Tensor:
+        """Token embeddings (B, T, D) with the connector's tokens (I, Q, D) in place of the image placeholders.
+
+        Raises ValueError where the prompts have more or fewer placeholders than there are tokens.
+        """
         embeddings = self.language_model.get_input_embeddings()(input_ids)  # (B, T, D)
+        if image_tokens is None:
+            return embeddings
+        images, queries = image_tokens.shape[:2]
         places = input_ids == self.config.image_token_id
-        if not (places.sum(1) == image_tokens.shape[1]).all():
+        found = places.sum(1)
+        fits = (found == queries).all() if images == len(input_ids) else (found % queries == 0).all()
+        if not fits or found.sum() != images * queries:
             raise ValueError(
-                f"Every prompt needs {image_tokens.shape[1]} image placeholders, the connector's number of tokens; "
-                f"got {sorted(set(places.sum(1).tolist()))}."
+                f"Every prompt needs {queries} image placeholders for each of its images, the connector's number of "
+                f"tokens; got {found.tolist()} for {images} images."
             )
         return embeddings.masked_scatter(places[..., None], image_tokens.to(embeddings.dtype))
 
-    def disease_loss(self, image_tokens: Tensor, targets: Tensor) -> Tensor:
-        """Binary cross-entropy of the 14 disease queries, mean over the known targets."""
-        known = ~targets.isnan()
-        logits = self.connector.disease_logits(image_tokens)
-        return binary_cross_entropy_with_logits(logits[known].float(), targets[known])
+    # Text out
 
     @torch.no_grad()
     def generate(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
+        input_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
         view_mask: Tensor | None = None,
         image_features: Tensor | None = None,
         **options,
     ) -> Tensor:
-        """New token ids (B, up to max_new_tokens) for left-padded prompts; `options` go to transformers'
-        `generate` (num_beams, max_new_tokens, do_sample, ...)."""
+        """Prompts (B, T), padded on the left, and what the model says after them: ids (B, T + new tokens).
+
+        `options` are those of transformers' `generate` (attention_mask, num_beams, max_new_tokens, do_sample,
+        cache_implementation, ...). The images are encoded once, also for many beams.
+        """
+        image_tokens = self.image_tokens(pixel_values, view_mask, image_features)
+        embeddings = self.embed(input_ids, image_tokens)
+        return super().generate(input_ids=input_ids, inputs_embeds=embeddings, **options)
+
+    # What SASA knows by itself
+
+    @property
+    def query_names(self) -> list[str]:
+        """What each connector token is called: the diseases first."""
+        return [*LABELS, *(f"query {i}" for i in range(len(LABELS), self.connector.num_output_tokens))]
+
+    def attention_maps(
+        self,
+        pixel_values: Tensor | None = None,
+        view_mask: Tensor | None = None,
+        image_features: Tensor | None = None,
+    ) -> Tensor:
+        """(I, Q, H, W): where each of `query_names` looks; each map sums to 1. Raises UserError without SASA."""
+        if not hasattr(self.connector, "attention_maps"):
+            raise UserError("This model has the plain projector; only a SASA model has disease queries.")
         if image_features is None:
             image_features = self.encode_images(pixel_values, view_mask)
-        embeddings = self.embed(input_ids, self.connector(image_features))
-        return self.language_model.generate(inputs_embeds=embeddings, attention_mask=attention_mask, **options)
+        return self.connector.attention_maps(image_features)
+
+    def disease_logits(self, image_tokens: Tensor, view_mask: Tensor | None = None) -> Tensor:
+        """(I, Q, D) -> (B, 14): the logit of each label, mean over views that stand side by side."""
+        if not hasattr(self.connector, "disease_logits"):
+            raise UserError("This model has the plain projector; only a SASA model has disease queries.")
+        logits = self.connector.disease_logits(image_tokens)  # (I, 14)
+        side_by_side = self.config.views == "side_by_side" and view_mask is not None
+        return study_mean(logits, view_mask) if side_by_side else logits
+
+    def disease_loss(self, image_tokens: Tensor, targets: Tensor, view_mask: Tensor | None = None) -> Tensor:
+        """Binary cross-entropy of the 14 disease queries, mean over the known targets."""
+        known = ~targets.isnan()
+        logits = self.disease_logits(image_tokens, view_mask)
+        return binary_cross_entropy_with_logits(logits[known].float(), targets[known])
+
+    # What learns, and what it costs
 
     def train_only(self, *parts: str) -> None:
         """Let the named parts learn and freeze the rest; of a language model with LoRA only the adapters learn."""
@@ -149,37 +243,88 @@ class LightMedVLM(PreTrainedModel):
             for name, parameter in getattr(self, part).named_parameters():
                 parameter.requires_grad = part in parts and (not has_lora or lora.is_lora(name))
 
+    def _set_gradient_checkpointing(self, enable: bool = True, **options) -> None:
+        super()._set_gradient_checkpointing(enable=enable, **options)
+        self.vision_encoder.set_grad_checkpointing(enable)  # timm's models have their own switch
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.language_model.get_output_embeddings()
+
+    # Files
+
     def save_pretrained(self, folder: Path | str, **_) -> None:
-        """Write `config.json`, `model.safetensors` (without LoRA) and, where there is LoRA, `adapter/`."""
+        """Write `config.json`, `model.safetensors` (without LoRA) and, where there is LoRA, `adapter/` as peft does.
+
+        For a checkpoint without an adapter call `merge_lora` first.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.config.save_pretrained(folder)
+        self.generation_config.save_pretrained(folder)
         save_file(_base_weights(self), folder / WEIGHTS, metadata={"format": "pt"})
         if lora.has_lora(self.language_model):
             lora.save(self.language_model, folder / "adapter")
 
     @classmethod
-    def from_pretrained(cls, folder: Path | str, **_) -> LightMedVLM:
-        """Load a checkpoint folder strictly: any weight that is missing, left over or of another shape is an error."""
-        folder = Path(folder)
-        for name in ("config.json", WEIGHTS):
-            if not (folder / name).is_file():
-                raise UserError(f"{folder} is not a LightMedVLM checkpoint: it has no {name}; name a folder that has.")
-        model = cls(LightMedVLMConfig(**json.loads((folder / "config.json").read_text())))
-        load_strictly(model, load_file(folder / WEIGHTS), folder / WEIGHTS)
+    def from_pretrained(
+        cls, folder: Path | str, *_, dtype: torch.dtype | str | None = None, config=None, **hub
+    ) -> LightMedVLM:
+        """Load a checkpoint folder or hub repository strictly: any weight that is missing, left over or of another
+        shape raises UserError. `dtype` converts the weights; `hub` are options of `snapshot_download`.
+
+        Only safetensors are read and only this package's code runs, whatever `trust_remote_code` says.
+        """
+        for unused in ("trust_remote_code", "adapter_kwargs", "attn_implementation"):  # what the Auto classes add
+            hub.pop(unused, None)
+        folder = checkpoint_folder(folder, ("config.json", WEIGHTS), **hub)
+        model = cls(config or LightMedVLMConfig(**json.loads((folder / "config.json").read_text())))
+        tied = TIED if model.config.text.tie_word_embeddings else set()
+        load_strictly(model, load_file(folder / WEIGHTS), folder / WEIGHTS, optional=tied)
         if (folder / "adapter").is_dir():
             lora.load(model.language_model, folder / "adapter")
-        return model.eval()
+        if (folder / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(str(folder))
+        if isinstance(dtype, str):
+            dtype = None if dtype == "auto" else getattr(torch, dtype)
+        return model.to(dtype=dtype).eval()
+
+    def merge_lora(self) -> LightMedVLM:
+        """Add the adapters to the weights they stand beside, and drop them: for export, and for speed."""
+        lora.merge(self.language_model)
+        return self
 
 
-def load_strictly(model: nn.Module, weights: dict[str, Tensor], source: Path | str) -> None:
+def build_encoder(vision: dict) -> nn.Module:
+    """A timm Swin without its classifier and without weights, from a configuration's `vision`."""
+    return timm.create_model(vision["architecture"], pretrained=False, num_classes=0, **vision.get("arguments", {}))
+
+
+def feature_grid(encoder: nn.Module) -> tuple[int, int]:
+    """(H, W) of the token grid an encoder ends with; where a side is odd, Swin pads it before it halves it."""
+    halvings = encoder.feature_info[-1]["reduction"] // encoder.patch_embed.patch_size[0]
+    return tuple(-(-side // halvings) for side in encoder.patch_embed.grid_size)
+
+
+def study_mean(rows: Tensor, view_mask: Tensor) -> Tensor:
+    """Rows (views, ...) -> (B, ...): the mean over each study's views; `view_mask` (B, V) says whose they are."""
+    summed = rows.new_zeros(len(view_mask), *rows.shape[1:])
+    summed.index_add_(0, view_mask.nonzero()[:, 0], rows)
+    return summed / view_mask.sum(1).view(-1, *[1] * (rows.ndim - 1))
+
+
+def load_strictly(
+    model: nn.Module, weights: dict[str, Tensor], source: Path | str, optional: set[str] = frozenset()
+) -> None:
     """Load `weights` into `model`; raises UserError unless every weight finds its place and every place its weight.
 
-    A tied output head is the one place that may stay empty: it shares the input embedding's memory.
+    The names in `optional` may stay away.
     """
     # Compared here and not by load_state_dict, which forgives a missing BatchNorm counter.
-    own = {name for name in model.state_dict() if not name.endswith("lm_head.weight")}
-    missing, unexpected = sorted(own - set(weights)), sorted(set(weights) - set(model.state_dict()))
+    own = set(model.state_dict())
+    missing, unexpected = sorted(own - set(weights) - optional), sorted(set(weights) - own)
     if missing or unexpected:
         raise UserError(
             f"{source} does not fit its config.json: missing {missing[:3] or 'none'}, left over "
@@ -199,9 +344,9 @@ def _base_weights(model: LightMedVLM) -> dict[str, Tensor]:
         if not lora.is_lora(name)
     }
     if model.config.text.tie_word_embeddings:
-        weights.pop("language_model.lm_head.weight")
+        weights = {name: value for name, value in weights.items() if name not in TIED}
     return weights
 
 
-AutoConfig.register(LightMedVLMConfig.model_type, LightMedVLMConfig)
 AutoModel.register(LightMedVLMConfig, LightMedVLM)
+AutoModelForImageTextToText.register(LightMedVLMConfig, LightMedVLM)

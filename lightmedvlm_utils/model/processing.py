@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import lru_cache
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
 
 from lightmedvlm_utils.data.images import read_image
 from lightmedvlm_utils.errors import UserError
+from lightmedvlm_utils.model.configuration import LightMedVLMConfig, checkpoint_folder
 from lightmedvlm_utils.runs import write_json
 
 IMAGE_TOKEN = "<|image_pad|>"  # Qwen3's tokenizer has it already
@@ -43,44 +45,63 @@ def chat_prompt(system: str, user: str) -> str:
 class Processor:
     """Image transform, tokenizer and prompts of one model; saved beside its weights.
 
-    `image_size` in pixels (square), `mean` and `std` of the encoder's pretraining (grey values 0 to 1),
-    `num_image_tokens` = Q of the connector, `max_report_tokens` = where training targets are cut.
+    `image_size` in pixels, one number or (height, width); `mean`, `std` (grey values 0 to 1) and `interpolation` as in
+    the encoder's pretraining (timm's data configuration); `num_image_tokens` = Q of the connector;
+    `max_report_tokens` = where training targets are cut; `views` as in LightMedVLMConfig, at most `max_views` of them;
+    `fit`: `"pad"` the image to the encoder's shape, cutting nothing off, or `"stretch"` it (thesis).
     """
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerFast,
-        image_size: int,
+        image_size: int | Sequence[int],
         mean: Sequence[float],
         std: Sequence[float],
         num_image_tokens: int,
         max_views: int = 1,
         max_report_tokens: int = 100,
+        interpolation: str = "bilinear",
+        fit: str = "pad",
+        views: str = "mean",
     ):
         self.tokenizer = tokenizer
         self.image_size, self.num_image_tokens = image_size, num_image_tokens
-        self.mean, self.std = tuple(mean), tuple(std)
-        self.max_views, self.max_report_tokens = max_views, max_report_tokens
+        self.mean, self.std, self.interpolation, self.fit = tuple(mean), tuple(std), interpolation, fit
+        self.max_views, self.max_report_tokens, self.views = max_views, max_report_tokens, views
         self._ids = lru_cache(maxsize=20_000)(self._tokenize)  # prompts and targets recur every epoch
+        self._target_ids = lru_cache(maxsize=20_000)(self._cut_target)
         self.image_token_id = self._single_id(IMAGE_TOKEN)
         self.end_id = self._single_id(END_OF_TURN)
         self.padding_id = self._single_id(PADDING)
 
+    def __call__(self, images: Sequence, questions: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Inputs of the model's `generate`: one report for each image or, with `questions`, one answer for each.
+
+        An image is a path or a gray array (H, W) in 0 to 1, or a list of either: the views of one study.
+        """
+        studies = [[image] if isinstance(image, (str, Path, np.ndarray)) else list(image) for image in images]
+        inputs = self.images(studies)
+        counts = inputs["view_mask"].sum(1).tolist()
+        if questions is None:
+            prompts = [self.report_prompt(count) for count in counts]
+        else:
+            prompts = [self.question_prompt(*pair) for pair in zip(questions, counts, strict=True)]
+        return self.for_generation(prompts) | inputs
+
     # Images
 
     def transform(self, image: np.ndarray) -> Tensor:
-        """(H, W) grey values in 0 to 1 -> (3, S, S): padded to a square, so that no costophrenic angle is cut
-        off, resized with antialiasing, repeated to the encoder's three channels and normalized."""
-        height, width = image.shape
-        side = max(height, width)
-        square = torch.zeros(1, 1, side, side)
-        top, left = (side - height) // 2, (side - width) // 2
-        square[0, 0, top : top + height, left : left + width] = torch.from_numpy(np.ascontiguousarray(image))
-        small = torch.nn.functional.interpolate(
-            square, size=(self.image_size, self.image_size), mode="bilinear", antialias=True
-        )
+        """(H, W) grey values in 0 to 1 -> (3, S, S): padded or stretched to the encoder's shape, resized with
+        antialiasing, repeated to its three channels and normalized."""
+        height, width = self._size
+        grey = torch.from_numpy(np.ascontiguousarray(image))[None, None]
+        if self.fit == "pad":
+            scale = max(grey.shape[2] / height, grey.shape[3] / width)
+            down, across = round(height * scale) - grey.shape[2], round(width * scale) - grey.shape[3]
+            grey = torch.nn.functional.pad(grey, (across // 2, across - across // 2, down // 2, down - down // 2))
+        small = torch.nn.functional.interpolate(grey, size=(height, width), mode=self.interpolation, antialias=True)
         mean, std = torch.tensor(self.mean)[:, None, None], torch.tensor(self.std)[:, None, None]
-        return (small[0].expand(3, -1, -1) - mean) / std
+        return (small[0].clamp(0, 1).expand(3, -1, -1) - mean) / std  # bicubic filters overshoot
 
     def images(self, studies: Sequence[Sequence[Path | str | np.ndarray]]) -> dict[str, Tensor]:
         """Views of B studies -> `pixel_values` (B, V, 3, S, S) and `view_mask` (B, V); at most `max_views` each."""
@@ -88,7 +109,7 @@ class Processor:
         if not all(studies):
             raise UserError("A study has no image; drop it from the study table or give its image.")
         most = max(map(len, studies))
-        pixels = torch.zeros(len(studies), most, 3, self.image_size, self.image_size)
+        pixels = torch.zeros(len(studies), most, 3, *self._size)
         mask = torch.zeros(len(studies), most, dtype=torch.bool)
         for row, views in enumerate(studies):
             for column, view in enumerate(views):
@@ -98,23 +119,23 @@ class Processor:
 
     # Text
 
-    def report_prompt(self) -> str:
-        return chat_prompt(REPORT_SYSTEM, REPORT_USER.format(image=IMAGE_TOKEN * self.num_image_tokens))
+    def report_prompt(self, num_views: int = 1) -> str:
+        return chat_prompt(REPORT_SYSTEM, REPORT_USER.format(image=self._image(num_views)))
 
-    def question_prompt(self, question: str) -> str:
-        image = IMAGE_TOKEN * self.num_image_tokens
-        return chat_prompt(VQA_SYSTEM, VQA_USER.format(question=self._plain(question), image=image))
+    def question_prompt(self, question: str, num_views: int = 1) -> str:
+        return chat_prompt(VQA_SYSTEM, VQA_USER.format(question=self._plain(question), image=self._image(num_views)))
 
     def for_training(self, prompts: Sequence[str], targets: Sequence[str]) -> dict[str, Tensor]:
         """Prompts and what to answer -> `input_ids`, `attention_mask`, `labels` (B, T), padded on the right.
 
         Only the answer and its end-of-turn carry a label; prompt, image and padding have -100 by their role. An
-        answer longer than `max_report_tokens` is cut, and then has no end-of-turn, since it does not end there.
+        answer longer than `max_report_tokens` is cut after the last sentence that fits, or hard where none does, and
+        ends there: the model learns to say what fits and to stop, never to stop in mid-sentence.
         """
         rows = []
         for prompt, target in zip(prompts, targets, strict=True):
             prompt_ids = self._ids(prompt)
-            target_ids = [*self._ids(self._plain(target)), self.end_id][: self.max_report_tokens]
+            target_ids = self._target_ids(self._plain(target))
             rows.append((prompt_ids + target_ids, [-100] * len(prompt_ids) + target_ids))
         longest = max(len(ids) for ids, _ in rows)
         ids = torch.full((len(rows), longest), self.padding_id)
@@ -148,19 +169,39 @@ class Processor:
     def save_pretrained(self, folder: Path | str) -> None:
         """Write the tokenizer and `processor_config.json`."""
         self.tokenizer.save_pretrained(folder)
-        names = ("image_size", "mean", "std", "num_image_tokens", "max_views", "max_report_tokens")
+        names = list(signature(Processor).parameters)[1:]
         write_json(Path(folder) / "processor_config.json", {name: getattr(self, name) for name in names})
 
     @classmethod
-    def from_pretrained(cls, folder: Path | str) -> Processor:
-        """Load what `save_pretrained` wrote; raises UserError where it is not there."""
-        path = Path(folder) / "processor_config.json"
-        if not path.is_file():
-            raise UserError(f"{folder} is not a LightMedVLM checkpoint: it has no {path.name}; name a folder that has.")
-        return cls(AutoTokenizer.from_pretrained(str(folder)), **json.loads(path.read_text()))
+    def from_pretrained(cls, folder: Path | str, **hub) -> Processor:
+        """Load what `save_pretrained` wrote; `hub` as in LightMedVLM.from_pretrained. Raises UserError where it is
+        not there."""
+        for unused in ("trust_remote_code", "_from_auto"):  # what AutoProcessor adds
+            hub.pop(unused, None)
+        folder = checkpoint_folder(folder, ("processor_config.json",), **hub)
+        options = json.loads((folder / "processor_config.json").read_text())
+        return cls(AutoTokenizer.from_pretrained(str(folder)), **options)
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        size = self.image_size
+        return (size, size) if isinstance(size, int) else tuple(size)
+
+    def _image(self, num_views: int) -> str:
+        """The image placeholders of a prompt."""
+        images = min(num_views, self.max_views) if self.views == "side_by_side" else 1
+        return IMAGE_TOKEN * (self.num_image_tokens * images)
 
     def _tokenize(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _cut_target(self, text: str) -> list[int]:
+        ids, room = self._tokenize(text), self.max_report_tokens - 1
+        if len(ids) > room:
+            fits = self.tokenizer.decode(ids[:room])
+            end = max(fits.rfind(". "), fits.rfind(".\n"))
+            ids = (self._tokenize(fits[: end + 1]) if end >= 0 else ids)[:room]
+        return [*ids, self.end_id]
 
     def _single_id(self, token: str) -> int:
         token_id = self.tokenizer.convert_tokens_to_ids(token)
@@ -172,3 +213,6 @@ class Processor:
     def _plain(text: str) -> str:
         """Text from outside must not smuggle in chat or image tokens."""
         return text.replace("<|", "< |")
+
+
+AutoProcessor.register(LightMedVLMConfig, Processor)
