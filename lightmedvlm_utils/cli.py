@@ -1,4 +1,4 @@
-"""The command line: `lightmedvlm run | report | vqa | check`.
+"""The command line: `lightmedvlm run | report | vqa | check | import-thesis`.
 
 Nothing heavy is imported before the arguments are understood, so that `--help` and mistakes answer at once.
 Exit codes: 0 done, 1 a defect, 2 something the user can put right, 130 interrupted.
@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="report packages, hardware and the state of the runs")
     check.add_argument("--json", action="store_true", help="print the report as JSON")
     check.set_defaults(command=_check)
+    _add_import(commands)
     return parser
 
 
@@ -124,6 +125,24 @@ def _add_vqa(commands) -> None:
     _add_image_options(vqa)
     vqa.add_argument("--question", required=True, action="append", metavar="TEXT", help="yes/no question; repeatable")
     vqa.set_defaults(command=_vqa)
+
+
+def _add_import(commands) -> None:
+    command = commands.add_parser(
+        "import-thesis",
+        help="turn a checkpoint of the thesis' own code into a checkpoint folder",
+        description="Read a Lightning checkpoint of the thesis (report stages, VQA stage or baseline; complete or "
+        "trainable parameters alone), account for every key, and write a folder that `report` and `vqa` can use.",
+    )
+    command.add_argument("checkpoint", metavar="CKPT", help="the .ckpt file; no code in it is run")
+    command.add_argument("folder", metavar="DIR", help="new folder for the checkpoint")
+    command.add_argument("--vision", metavar="NAME", help="encoder it was trained with: timm name or folder (Swin-B)")
+    command.add_argument("--language-model", metavar="NAME", help="hub name or folder (Qwen/Qwen3-0.6B)")
+    command.add_argument("--tokenizer", metavar="DIR", help="its tokenizer's folder (the language model's)")
+    command.add_argument("--lora-alpha", type=int, default=16, help="alpha it was trained with (%(default)s)")
+    command.add_argument("--merge", action="store_true", help="add the LoRA adapter to the weights")
+    command.add_argument("--json", action="store_true", help="print the account of all keys as JSON")
+    command.set_defaults(command=_import)
 
 
 def _run(arguments) -> int:
@@ -226,3 +245,26 @@ def _check(arguments) -> int:
     report = collect()
     print(json.dumps(report, indent=1) if arguments.json else format_report(report))
     return 2 if report["problems"] else 0
+
+
+def _import(arguments) -> int:
+    folder = Path(arguments.folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not empty; name a new folder.")
+    from dataclasses import asdict
+
+    from lightmedvlm_utils.model.thesis import LANGUAGE_MODEL, VISION, load_thesis_checkpoint
+    from lightmedvlm_utils.stages import save_checkpoint
+
+    model, processor, account = load_thesis_checkpoint(
+        arguments.checkpoint,
+        arguments.vision or VISION,
+        arguments.language_model or LANGUAGE_MODEL,
+        tokenizer=arguments.tokenizer,
+        lora_alpha=arguments.lora_alpha,
+    )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(model.merge_lora() if arguments.merge else model, processor, folder)
+    print(json.dumps({**asdict(account), "read": account.read}, indent=1) if arguments.json else account)
+    print(f"Written to {folder}. {NOT_FOR_CLINICAL_USE}", file=sys.stderr)
+    return 0

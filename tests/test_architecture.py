@@ -92,7 +92,7 @@ def test_torch_free_modules_import_without_torch():
     assert not loaded.split(), f"loaded by importing the torch-free modules: {loaded}"
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["report"], ["vqa"], ["check"]])
+@pytest.mark.parametrize("command", [[], ["run"], ["report"], ["vqa"], ["check"], ["import-thesis"]])
 def test_help_answers_at_once(command):
     code = (
         "import sys\nfrom lightmedvlm_utils.cli import main\n"

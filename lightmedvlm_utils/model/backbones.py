@@ -16,7 +16,7 @@ from lightmedvlm_utils.config import LABELS, Profile
 from lightmedvlm_utils.errors import UserError
 from lightmedvlm_utils.model.configuration import LightMedVLMConfig
 from lightmedvlm_utils.model.modeling import LightMedVLM, build_encoder, load_strictly
-from lightmedvlm_utils.model.processing import Processor
+from lightmedvlm_utils.model.processing import IMAGE_TOKEN, Processor
 from lightmedvlm_utils.runs import seed_everything
 
 SHIPPED = Path(__file__).resolve().parents[1] / "backbones"
@@ -57,26 +57,41 @@ def from_backbones(
     options = {"name": connector, "output_scale": 1.0, **(connector_options or {})}
     if match_output_scale:
         options["output_scale"] = language_model.get_input_embeddings().weight.std().item()
+    limits = {"max_views": max_views, "max_report_tokens": max_report_tokens}
+    model, processor = assemble(encoder, eye, language_model, words, options, views=views, **limits)
+    if hasattr(model.connector, "start_from_diseases"):
+        model.connector.start_from_diseases(disease_embeddings(language_model, words))
+    return model, processor
+
+
+def assemble(
+    encoder: nn.Module,
+    eye: dict,
+    language_model: Qwen3ForCausalLM,
+    words: PreTrainedTokenizerFast,
+    connector: dict,
+    views: str = "mean",
+    **processing,
+) -> tuple[LightMedVLM, Processor]:
+    """The model of what `load_vision` and `load_language_model` return with a new connector, and its processor;
+    `processing` are further options of Processor."""
     config = LightMedVLMConfig(
         vision={name: eye[name] for name in ("architecture", "arguments")},
         text=language_model.config.to_dict(),
-        connector=options,
-        image_token_id=words.convert_tokens_to_ids("<|image_pad|>"),
+        connector=connector,
+        image_token_id=words.convert_tokens_to_ids(IMAGE_TOKEN),
         views=views,
     )
     model = LightMedVLM(config, encoder, language_model)
-    if hasattr(model.connector, "start_from_diseases"):
-        model.connector.start_from_diseases(disease_embeddings(language_model, words))
     processor = Processor(
         words,
         image_size=eye["arguments"]["img_size"],
         mean=eye["mean"],
         std=eye["std"],
         num_image_tokens=model.connector.num_output_tokens,
-        max_views=max_views,
-        max_report_tokens=max_report_tokens,
         interpolation=eye.get("interpolation", "bilinear"),
         views=views,
+        **processing,
     )
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = processor.end_id, processor.padding_id
     return model.eval(), processor
