@@ -1,13 +1,15 @@
 """The shipped backbones, and the scripts that make them."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from lightmedvlm_utils.config import FINDINGS, LABELS, get_profile
 from lightmedvlm_utils.errors import UserError
-from lightmedvlm_utils.model import backbones
-from lightmedvlm_utils.model.processing import END_OF_TURN, IMAGE_TOKEN
+from lightmedvlm_utils.model import backbones, lora
+from lightmedvlm_utils.model.processing import END_OF_TURN, IMAGE_TOKEN, REPORT_SYSTEM, REPORT_USER
 from lightmedvlm_utils.phantom.patients import sample_patients
 from lightmedvlm_utils.pretrain import language, vision
 
@@ -46,11 +48,60 @@ def test_any_text_survives_the_tokenizer(text):
         assert len(tokenizer(token, add_special_tokens=False)["input_ids"]) == 1
 
 
+SWIN_B, QWEN = "swin_base_patch4_window7_224.ms_in1k", "Qwen/Qwen3-0.6B"
+
+
+@pytest.fixture(scope="module")
+def real_size():
+    with torch.device("meta"):  # shapes without numbers
+        return backbones.from_backbones(SWIN_B, QWEN, random_init=True)
+
+
+def test_the_real_size_needs_no_download(real_size):
+    model, processor = real_size
+    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    assert counts["vision_encoder"] == 86_743_224 and counts["language_model"] == 596_049_920
+    assert model.grid == (7, 7) and model.connector.num_output_tokens == 64
+    assert (processor.image_size, processor.interpolation) == (224, "bicubic")
+    assert lora.add(model.language_model, rank=8) == 2_293_760
+
+
+REAL_TOKENIZER = Path(__file__).parents[2] / "shared/qwen3-tokenizer"
+
+
+@pytest.mark.skipif(not REAL_TOKENIZER.is_dir(), reason="the real tokenizer is not here")
+def test_prompts_are_qwens_own_chat_format():
+    with torch.device("meta"):
+        model, processor = backbones.from_backbones(SWIN_B, QWEN, random_init=True, tokenizer=str(REAL_TOKENIZER))
+    assert (processor.image_token_id, processor.end_id, processor.padding_id) == (151655, 151645, 151643)
+    assert model.config.image_token_id == 151655 and model.generation_config.eos_token_id == 151645
+    image = IMAGE_TOKEN * 64
+    turns = [
+        {"role": "system", "content": REPORT_SYSTEM},
+        {"role": "user", "content": REPORT_USER.format(image=image)},
+    ]
+    expected = processor.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    assert processor.report_prompt() == expected
+    ids = processor.for_generation([processor.report_prompt()])["input_ids"][0]
+    assert (ids == 151655).sum() == 64
+    yes, no = processor.answer_ids()
+    assert processor.tokenizer.decode([yes]) == "yes" and processor.tokenizer.decode([no]) == "no"
+
+
+def test_an_encoder_takes_its_own_size_of_image():
+    with pytest.raises(UserError, match="takes images of"):
+        backbones.load_vision("small", 100)
+    encoder, eye = backbones.load_vision("swinv2_tiny_window8_256", random_init=True)
+    assert eye["arguments"]["img_size"] == 256 and encoder.num_features == 768
+
+
 def test_weights_that_are_nowhere_name_what_to_download():
     with pytest.raises(UserError, match=r"huggingface\.co/Qwen/Qwen3-0\.6B"):
         backbones.load_language_model("Qwen/Qwen3-0.6B")
     with pytest.raises(UserError, match="neither a Swin of timm nor a folder"):
         backbones.load_vision("resnet50", 224)
+    with pytest.raises(UserError, match=r"huggingface\.co/timm/swin_base"):
+        backbones.load_vision(SWIN_B)
 
 
 def test_facts_name_every_label_with_its_state():
