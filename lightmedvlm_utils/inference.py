@@ -94,7 +94,12 @@ class Reporter:
 
     @torch.inference_mode()
     def features(self, images: Sequence[Image]) -> list[Tensor]:
-        """The encoder's tokens (N, C) of each image: compute them once where an image is asked many times."""
+        """The encoder's tokens (N, C) of each image: compute them once where an image is asked many times.
+
+        Raises UserError for a model that takes views side by side: then a study has no one set of tokens.
+        """
+        if self.model.config.views != "mean":
+            raise UserError("Features are kept for models that average a study's views; give this one the images.")
         rows = []
         for batch in self._batches(images):
             with self._autocast():

@@ -203,6 +203,11 @@ def test_views_side_by_side_are_the_studys_images_one_after_the_other(make_model
     places = inputs["input_ids"][1] == processor.image_token_id
     assert torch.equal(embedded[1][places], tokens[1:4].flatten(0, 1))
     assert model.disease_logits(tokens, inputs["view_mask"]).shape == (4, len(LABELS))
+    training = processor.for_training([processor.report_prompt(len(study)) for study in studies], [*REPORTS, ""])
+    images = {name: inputs[name] for name in ("pixel_values", "view_mask")}
+    assert model(**training, **images, disease_targets=torch.ones(4, len(LABELS)), disease_weight=1.0).loss.isfinite()
+    with pytest.raises(UserError, match="average"):
+        Reporter(model, processor, precision="float32").features(studies)
     assert len(Reporter(model, processor, precision="float32").report(studies, max_new_tokens=4)) == 4
 
 
@@ -281,7 +286,7 @@ def test_attention_maps_are_named_by_disease(make_model):
     ("architecture", "size"),
     [("swin_tiny_patch4_window7_224", (56, 84)), ("swin_tiny_patch4_window7_224", 56), ("swinv2_tiny_window8_256", 64)],
 )
-def test_any_swin_and_any_shape_of_image(tiny_tokenizer, architecture, size):
+def test_any_swin_and_any_shape_of_image(tiny_tokenizer, architecture, size, tmp_path):
     from transformers import Qwen3Config
 
     config = LightMedVLMConfig(
@@ -299,6 +304,9 @@ def test_any_swin_and_any_shape_of_image(tiny_tokenizer, architecture, size):
     assert images["pixel_values"].shape == (1, 1, 3, height, width)
     assert model.grid == (math.ceil(height / 8), math.ceil(width / 8))
     assert model.attention_maps(**images).shape == (1, 15, *model.grid)
+    model.save_pretrained(tmp_path)  # here the output head is not tied to the embedding
+    loaded = LightMedVLM.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in model.state_dict().items())
 
 
 def test_the_same_loss_whatever_saves_time_or_memory(make_model):
@@ -390,7 +398,10 @@ def test_the_auto_classes_know_the_model(make_model, tmp_path):
     assert type(loaded) is Processor
     for auto in (AutoModel, AutoModelForImageTextToText):
         assert torch.equal(auto.from_pretrained(tmp_path)(**loaded(IMAGES)).logits, expected)
-    half = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    half = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16, attn_implementation="eager")
+    assert half.language_model.config._attn_implementation == "eager"
+    with pytest.raises(UserError, match="load_in_8bit"):
+        AutoModel.from_pretrained(tmp_path, load_in_8bit=True)
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
     assert loaded(IMAGES[:1], ["Is there an effusion?"])["input_ids"].shape[0] == 1
 

@@ -149,7 +149,7 @@ def load_vision(
     try:
         encoder = timm.create_model(name, pretrained=not random_init, num_classes=0, **arguments)
     except Exception as error:  # the hub client raises many kinds
-        raise _no_weights(f"timm/{name}", "vision", error) from error
+        raise _not_found("weights", f"timm/{name}", "encoder", error) from error
     return encoder, {
         "architecture": name,
         "arguments": arguments,
@@ -167,13 +167,20 @@ def load_language_model(
         _require_files(SMALL_LANGUAGE_MODEL, ("config.json", "model.safetensors", "tokenizer.json"))
     elif random_init and name in CONFIGURATIONS:
         source, tokenizer = CONFIGURATIONS[name], tokenizer or SMALL_LANGUAGE_MODEL
+    words = _load_tokenizer(SMALL_LANGUAGE_MODEL if tokenizer == "small" else tokenizer or source)
     try:
-        words = AutoTokenizer.from_pretrained(SMALL_LANGUAGE_MODEL if tokenizer == "small" else tokenizer or source)
         if random_init:
             return Qwen3ForCausalLM(Qwen3Config.from_pretrained(source)), words
         return Qwen3ForCausalLM.from_pretrained(source, dtype=torch.float32), words
     except (OSError, ValueError) as error:
-        raise _no_weights(name, "language model", error) from error
+        raise _not_found("weights", name, "language model", error) from error
+
+
+def _load_tokenizer(name: Path | str) -> PreTrainedTokenizerFast:
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise _not_found("tokenizer", name, "tokenizer", error) from error
 
 
 def _require_files(folder: Path, names: tuple[str, ...]) -> None:
@@ -182,11 +189,11 @@ def _require_files(folder: Path, names: tuple[str, ...]) -> None:
         raise UserError(f"{folder} has no {missing[0]}; `make backbones` makes the small backbones anew.")
 
 
-def _no_weights(name: str, what: str, error: Exception) -> UserError:
+def _not_found(what: str, name: Path | str, part: str, error: Exception) -> UserError:
     return UserError(
-        f"The weights of {name} are neither cached nor a local folder and could not be downloaded "
-        f"({type(error).__name__}): connect once, or download them from huggingface.co/{name} and give the folder "
-        f"as the {what}."
+        f"The {what} of {name} could not be found in the cache or a local folder, nor downloaded "
+        f"({type(error).__name__}): connect once, or download from huggingface.co/{name} and give the folder "
+        f"as the {part}."
     )
 
 

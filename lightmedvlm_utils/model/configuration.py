@@ -11,6 +11,8 @@ from transformers import AutoConfig, PretrainedConfig, Qwen3Config
 from lightmedvlm_utils.errors import UserError
 
 VIEWS = ("mean", "side_by_side")
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+FROM_AUTO = ("trust_remote_code", "adapter_kwargs", "_from_auto")  # the Auto classes add them; none runs code here
 
 
 class LightMedVLMConfig(PretrainedConfig):
@@ -51,10 +53,14 @@ class LightMedVLMConfig(PretrainedConfig):
 
 def checkpoint_folder(name: Path | str, needed: tuple[str, ...], **hub) -> Path:
     """The folder of a checkpoint that holds the files `needed`: `name` itself, or a hub repository `owner/name`,
-    downloaded or cached; `hub` are options of `huggingface_hub.snapshot_download`.
+    downloaded or cached; `hub` are options of `huggingface_hub.snapshot_download`, those named in HUB_OPTIONS.
 
     Raises UserError where there is none. Only JSON and safetensors files are fetched: no code, no pickle.
     """
+    hub = {option: value for option, value in hub.items() if option not in FROM_AUTO}
+    unknown = sorted(set(hub) - set(HUB_OPTIONS))
+    if unknown:
+        raise UserError(f"A checkpoint cannot be loaded with {unknown[0]!r}; known are {', '.join(HUB_OPTIONS)}.")
     folder = Path(name)
     if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
         from huggingface_hub import snapshot_download

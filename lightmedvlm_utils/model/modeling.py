@@ -270,15 +270,19 @@ class LightMedVLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(
-        cls, folder: Path | str, *_, dtype: torch.dtype | str | None = None, config=None, **hub
+        cls,
+        folder: Path | str,
+        *_,
+        dtype: torch.dtype | str | None = None,
+        attn_implementation: str | None = None,
+        config: LightMedVLMConfig | None = None,
+        **hub,
     ) -> LightMedVLM:
         """Load a checkpoint folder or hub repository strictly: any weight that is missing, left over or of another
-        shape raises UserError. `dtype` converts the weights; `hub` are options of `snapshot_download`.
+        shape raises UserError. `dtype` converts the weights; `hub` are options of `checkpoint_folder`.
 
         Only safetensors are read and only this package's code runs, whatever `trust_remote_code` says.
         """
-        for unused in ("trust_remote_code", "adapter_kwargs", "attn_implementation"):  # what the Auto classes add
-            hub.pop(unused, None)
         folder = checkpoint_folder(folder, ("config.json", WEIGHTS), **hub)
         model = cls(config or LightMedVLMConfig(**json.loads((folder / "config.json").read_text())))
         tied = TIED if model.config.text.tie_word_embeddings else set()
@@ -289,6 +293,8 @@ class LightMedVLM(PreTrainedModel, GenerationMixin):
             model.generation_config = GenerationConfig.from_pretrained(str(folder))
         if isinstance(dtype, str):
             dtype = None if dtype == "auto" else getattr(torch, dtype)
+        if attn_implementation:
+            model.set_attn_implementation(attn_implementation)
         return model.to(dtype=dtype).eval()
 
     def merge_lora(self) -> LightMedVLM:

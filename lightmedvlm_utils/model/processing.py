@@ -176,8 +176,6 @@ class Processor:
     def from_pretrained(cls, folder: Path | str, **hub) -> Processor:
         """Load what `save_pretrained` wrote; `hub` as in LightMedVLM.from_pretrained. Raises UserError where it is
         not there."""
-        for unused in ("trust_remote_code", "_from_auto"):  # what AutoProcessor adds
-            hub.pop(unused, None)
         folder = checkpoint_folder(folder, ("processor_config.json",), **hub)
         options = json.loads((folder / "processor_config.json").read_text())
         return cls(AutoTokenizer.from_pretrained(str(folder)), **options)
