@@ -31,6 +31,7 @@ from lightmedvlm_utils.training import (
     question_examples,
     report_examples,
     train,
+    warm_up_diseases,
 )
 
 STEPS = {1: "04_stage1_alignment", 2: "05_stage2_report_generation", 3: "06_stage3_vqa"}
@@ -115,11 +116,16 @@ def run_stage(step: Step, number: int, connector: str, training: pd.DataFrame, v
     profile, settings = step.profile, step.profile.stage(number)
     model, processor = start_of_stage(step, number, connector)
     prepare_stage(model, settings, profile.lora_rank, profile.lora_alpha, profile.lora_dropout, step.seed)
+    store = image_store(step, number, pd.concat([training, validation]), processor)
+    if settings.disease_warmup and getattr(model.connector, "has_disease_head", False):
+        rows = training[training.split == "train"]
+        losses = warm_up_diseases(model, store, rows, settings.disease_warmup, settings, step.seed)
+        print(f"disease warm-up: loss {losses[0]:.3f} in its first epoch, {losses[-1]:.3f} in its last")
     history = train(
         model,
         processor,
         stage_examples(step, number, training, processor, "train"),
-        image_store(step, number, pd.concat([training, validation]), processor),
+        store,
         settings,
         stage_examples(step, number, validation, processor, "validate"),
         seed=step.seed,

@@ -22,7 +22,7 @@ def make_model(tiny_tokenizer):
     import torch
     from transformers import Qwen3Config
 
-    from lightmedvlm_utils.model.backbones import disease_embeddings
+    from lightmedvlm_utils.model.backbones import disease_embeddings, state_words
     from lightmedvlm_utils.model.configuration import LightMedVLMConfig
     from lightmedvlm_utils.model.modeling import LightMedVLM
     from lightmedvlm_utils.model.processing import IMAGE_TOKEN, Processor
@@ -48,7 +48,8 @@ def make_model(tiny_tokenizer):
         )
         model = LightMedVLM(config)
         if connector == "sasa":
-            model.connector.start_from_diseases(disease_embeddings(model.language_model, tiny_tokenizer))
+            words = (model.language_model, tiny_tokenizer)
+            model.connector.start_from_diseases(disease_embeddings(*words), state_words(*words))
         tokens = model.connector.num_output_tokens
         processor = Processor(
             tiny_tokenizer, 28, (0.5,) * 3, (0.25,) * 3, tokens, max_views, max_report_tokens=24, views=views

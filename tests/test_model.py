@@ -14,7 +14,7 @@ from lightmedvlm_utils.errors import UserError
 from lightmedvlm_utils.inference import Reporter
 from lightmedvlm_utils.model import lora
 from lightmedvlm_utils.model.configuration import LightMedVLMConfig
-from lightmedvlm_utils.model.connectors import build_connector
+from lightmedvlm_utils.model.connectors import POSITIVE_WEIGHT, STATES, build_connector
 from lightmedvlm_utils.model.modeling import LightMedVLM
 from lightmedvlm_utils.model.processing import END_OF_TURN, Processor
 
@@ -44,13 +44,48 @@ def test_attention_maps_are_distributions_over_the_grid():
     torch.testing.assert_close(maps.sum((-2, -1)), torch.ones(2, 64))
 
 
+def sasa_with_words(**options):
+    """A SASA whose diseases and states have random words."""
+    torch.manual_seed(0)
+    connector = build_connector("sasa", 24, 32, (7, 7), **options)
+    connector.start_from_diseases(0.02 * torch.randn(len(LABELS), 32), torch.randn(len(LABELS), len(STATES), 32))
+    return connector.eval()
+
+
 def test_a_disease_logit_depends_on_its_own_query_alone():
-    connector = build_connector("sasa", 24, 32, (7, 7)).eval()
     tokens = torch.randn(1, 64, 32, requires_grad=True)
-    connector.disease_logits(tokens)[0, 3].backward()
+    sasa_with_words().disease_logits(tokens)[0, 3].backward()
     assert tokens.grad[0, 3].abs().sum() > 0
     tokens.grad[0, 3] = 0
     assert tokens.grad.abs().sum() == 0
+
+
+def test_disease_loss_and_logits_measure_the_distance_from_the_words():
+    connector = sasa_with_words()
+    targets = torch.tensor([[0.0] * 14, [0.5] * 14, [1.0] * 14])
+    tokens = torch.zeros(3, 64, 32)
+    tokens[:, :14] = connector.state_words.transpose(0, 1)  # row k says the words of state k
+    assert connector.disease_loss(tokens, targets) == 0
+    unknown = targets.clone()
+    unknown[:, 1:] = torch.nan
+    assert connector.disease_loss(tokens, unknown) == 0
+    assert connector.disease_loss(tokens[[2]], targets[[0]]).item() == pytest.approx(1)  # "present" where absent
+    assert connector.disease_loss(tokens[[0]], targets[[2]]).item() == pytest.approx(POSITIVE_WEIGHT)
+    logits = connector.disease_logits(tokens)
+    torch.testing.assert_close(logits[0], torch.full((14,), -3.0))
+    torch.testing.assert_close(logits[2], torch.full((14,), 3.0))
+
+
+def test_the_best_token_under_doubt_is_the_weighted_mean_of_the_words():
+    connector = sasa_with_words()
+    tokens = torch.zeros(1, 64, 32, requires_grad=True)
+    for _ in range(200):  # one finding in four studies present, each weighing POSITIVE_WEIGHT
+        targets = torch.tensor([[1.0] * 14, *[[0.0] * 14] * 3])
+        (gradient,) = torch.autograd.grad(connector.disease_loss(tokens.expand(4, -1, -1), targets), tokens)
+        tokens = (tokens - 50 * gradient).detach().requires_grad_()
+    weight = POSITIVE_WEIGHT / (POSITIVE_WEIGHT + 3)
+    absent, present = connector.state_words[:, 0], connector.state_words[:, 2]
+    torch.testing.assert_close(tokens[0, :14], weight * present + (1 - weight) * absent, atol=1e-3, rtol=1e-3)
 
 
 def test_unknown_connectors_and_options_are_refused():
@@ -78,11 +113,12 @@ SASA_OPTIONS = [
 @pytest.mark.parametrize("options", SASA_OPTIONS)
 def test_every_option_of_sasa_learns_from_a_batch_of_one(options):
     connector = build_connector("sasa", 24, 32, (4, 6), **options).train()
-    connector.start_from_diseases(torch.full((len(LABELS), 32), 0.02) + 0.01 * torch.randn(len(LABELS), 32))
+    words = 0.02 + 0.01 * torch.randn(len(LABELS), 1 + len(STATES), 32)
+    connector.start_from_diseases(words[:, 0], words[:, 1:])
     tokens = connector(torch.randn(1, 24, 24))
     assert tokens.shape == (1, options.get("num_queries", 64), 32)
     tokens.square().mean().backward()
-    assert all(p.grad.isfinite().all() for n, p in connector.named_parameters() if not n.startswith("disease"))
+    assert all(p.grad.isfinite().all() for p in connector.parameters())
 
 
 def test_group_normalisation_sees_each_study_alone():
@@ -99,7 +135,7 @@ def test_queries_start_where_the_options_say(start, match):
     torch.manual_seed(0)
     diseases = 0.02 * torch.randn(len(LABELS), 32)
     connector = build_connector("sasa", 24, 32, (7, 7), query_start=start, match_query_scale=match)
-    connector.start_from_diseases(diseases)
+    connector.start_from_diseases(diseases, torch.zeros(len(LABELS), len(STATES), 32))
     assert torch.equal(connector.queries[: len(LABELS)], diseases) == (start == "diseases")
     assert connector.queries[len(LABELS) :].std().item() == pytest.approx(0.02 if match else 1.0, rel=0.1)
 

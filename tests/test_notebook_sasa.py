@@ -13,7 +13,7 @@ from lightmedvlm_utils.model.connectors import build_connector
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "03_building_sasa.ipynb"
 WRITTEN_OUT = ("refinement", "sine_positions", "SASA")
-DISEASE_READER = {"disease_weight", "disease_bias"}  # the package's extra part, not among the thesis' formulas
+DISEASE_READER = {"state_words"}  # the package's extra part, not among the thesis' formulas
 C, D = 24, 32
 
 

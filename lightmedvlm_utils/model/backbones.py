@@ -15,6 +15,7 @@ from transformers.utils import logging
 from lightmedvlm_utils.config import LABELS, Profile
 from lightmedvlm_utils.errors import UserError
 from lightmedvlm_utils.model.configuration import LightMedVLMConfig
+from lightmedvlm_utils.model.connectors import STATES
 from lightmedvlm_utils.model.modeling import LightMedVLM, build_encoder, load_strictly
 from lightmedvlm_utils.model.processing import IMAGE_TOKEN, Processor
 from lightmedvlm_utils.runs import seed_everything
@@ -45,9 +46,9 @@ def from_backbones(
     With `random_init` both are built at their size without weights and without a download. `tokenizer` is the
     language model's own unless another one is named; at random it need not know words, and the small one stands in
     for one that is not there. `image_size` in pixels is the encoder's own unless given. `connector_options` are
-    keyword arguments of the connector; `match_output_scale` makes its tokens as large as word embeddings. `views`
-    and the maxima as in LightMedVLMConfig and Processor. SASA's disease queries start from the labels' names in the
-    language model's own embeddings.
+    keyword arguments of the connector; `match_output_scale` makes its tokens as large as the words for a finding
+    (`state_words`). `views` and the maxima as in LightMedVLMConfig and Processor. SASA's disease queries start from
+    the labels' names in the language model's own embeddings.
 
     Raises UserError that says what to download where when weights are neither shipped, cached nor in a folder.
     """
@@ -55,12 +56,13 @@ def from_backbones(
     encoder, eye = load_vision(vision, image_size, random_init)
     language_model, words = load_language_model(llm, random_init, tokenizer)
     options = {"name": connector, "output_scale": 1.0, **(connector_options or {})}
+    states = state_words(language_model, words)
     if match_output_scale:
-        options["output_scale"] = language_model.get_input_embeddings().weight.std().item()
+        options["output_scale"] = states.square().mean().sqrt().item()
     limits = {"max_views": max_views, "max_report_tokens": max_report_tokens}
     model, processor = assemble(encoder, eye, language_model, words, options, views=views, **limits)
     if hasattr(model.connector, "start_from_diseases"):
-        model.connector.start_from_diseases(disease_embeddings(language_model, words))
+        model.connector.start_from_diseases(disease_embeddings(language_model, words), states)
     return model, processor
 
 
@@ -115,10 +117,20 @@ def from_profile(profile: Profile, connector: str = "sasa", seed: int = 0) -> tu
 
 
 def disease_embeddings(language_model: nn.Module, tokenizer) -> torch.Tensor:
-    """(14, D): each label's name tokenized without special tokens, its input embeddings averaged (thesis)."""
+    """(14, D): each label's name as the language model embeds it (thesis)."""
+    return torch.stack([mean_embedding(language_model, tokenizer, label) for label in LABELS])
+
+
+def state_words(language_model: nn.Module, tokenizer) -> torch.Tensor:
+    """(14, 3, D): each label in each of the states absent, possible, present, as " Edema present" is embedded."""
+    words = [mean_embedding(language_model, tokenizer, f" {label} {state}") for label in LABELS for state in STATES]
+    return torch.stack(words).unflatten(0, (len(LABELS), len(STATES)))
+
+
+def mean_embedding(language_model: nn.Module, tokenizer, text: str) -> torch.Tensor:
+    """(D,): a text tokenized without special tokens, its input embeddings averaged."""
     table = language_model.get_input_embeddings().weight.detach()
-    ids = [tokenizer(label, add_special_tokens=False)["input_ids"] for label in LABELS]
-    return torch.stack([table[torch.tensor(label_ids)].mean(0) for label_ids in ids])
+    return table[torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])].mean(0)
 
 
 def load_vision(

@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from lightmedvlm_utils.config import LABELS
 from lightmedvlm_utils.errors import UserError
 
+STATES = ("absent", "possible", "present")
+POSITIVE_WEIGHT = 3.0  # in the disease loss, since a finding is absent in nine studies of ten
+
 
 class MLPConnector(nn.Module):
     """The baseline: the same two linear layers for every image token, so Q = N."""
@@ -58,7 +61,9 @@ class SASA(nn.Module):
       `"normed"` their LayerNorm (its VQA stage);
     - `match_query_scale`: give the free queries the scale of word embeddings, as the disease queries have it;
     - `output_scale`: factor on the normalized tokens; word embeddings are far smaller than a LayerNorm's output;
-    - `disease_head`: one weight vector per label, which reads query i alone and predicts label i.
+    - `disease_head`: query i's token can be held against the words for label i being absent, possible and present,
+      as the language model embeds them (`state_words`). That is what the disease loss trains and what gives
+      per-finding probabilities; it has no weights of its own.
 
     Raises UserError for unknown values and for fewer queries than diseases.
     """
@@ -102,9 +107,8 @@ class SASA(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(llm_dim, 4 * llm_dim), nn.GELU(), nn.Linear(4 * llm_dim, llm_dim))
         self.norm = nn.LayerNorm(llm_dim)
         self.has_disease_head = disease_head
-        if disease_head:  # used by the disease loss and for per-finding probabilities
-            self.disease_weight = nn.Parameter(torch.randn(len(LABELS), llm_dim) / math.sqrt(llm_dim))
-            self.disease_bias = nn.Parameter(torch.zeros(len(LABELS)))
+        if disease_head:
+            self.register_buffer("state_words", torch.zeros(len(LABELS), len(STATES), llm_dim))
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, N, C) -> (B, Q, D)."""
@@ -116,16 +120,43 @@ class SASA(nn.Module):
         return weights.unflatten(-1, self.grid)  # (B, Q, H, W)
 
     def disease_logits(self, tokens: Tensor) -> Tensor:
-        """Connector output (B, Q, D) -> (B, 14): the logit that label i is present, read from query i alone."""
+        """Connector output (B, Q, D) -> (B, 14): the logit that label i is present, read from query i alone.
+
+        It is the token's place on the line from the words for "absent" (logit -3) to those for "present" (3).
+        """
+        absent, _, present = self._state_words().unbind(1)  # (14, D) each
+        line = present - absent
+        place = ((tokens[:, : len(LABELS)] - absent) * line).sum(-1) / line.square().sum(-1)  # (B, 14): 0 to 1
+        return 3 * (2 * place - 1)
+
+    def disease_loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Squared distance of each disease query's token (B, Q, D) from the words for its label's state.
+
+        `targets` (B, 14) is 1 for present, 0.5 for possible, 0 for absent, NaN for unknown. A distance of 1 is that
+        between "absent" and "present". The best token under this loss is the mean of the words, weighted by how
+        probable their states are: where the image leaves doubt, the token stands between them.
+        """
+        words = self._state_words()
+        known = ~targets.isnan()
+        state = (2 * targets.nan_to_num()).round().long()  # (B, 14): index into STATES
+        wanted = words[torch.arange(len(LABELS), device=state.device), state]  # (B, 14, D)
+        unit = (words[:, 2] - words[:, 0]).square().sum(-1)  # (14,)
+        distance = (tokens[:, : len(LABELS)] - wanted).square().sum(-1) / unit  # (B, 14)
+        weight = torch.where(state > 0, POSITIVE_WEIGHT, 1.0)
+        return (distance * weight)[known].mean()
+
+    def _state_words(self) -> Tensor:
         if not self.has_disease_head:
             raise UserError("This SASA has no disease head (an imported thesis checkpoint has none).")
-        own = tokens[:, : len(LABELS)] / self.output_scale  # (B, 14, D)
-        return (own * self.disease_weight).sum(-1) + self.disease_bias
+        return self.state_words
 
     @torch.no_grad()
-    def start_from_diseases(self, disease_embeddings: Tensor) -> None:
-        """Overwrite the first 14 queries with `disease_embeddings` (14, D), the labels' names as the language
-        model embeds them, and scale the others, each as far as the options say."""
+    def start_from_diseases(self, disease_embeddings: Tensor, state_words: Tensor) -> None:
+        """Start from the language model's own words: overwrite the first 14 queries with `disease_embeddings`
+        (14, D), the labels' names, and scale the others, each as far as the options say; keep `state_words`
+        (14, 3, D), the labels in each of `STATES`, for the disease head."""
+        if self.has_disease_head:
+            self.state_words.copy_(state_words)
         if self.match_query_scale:
             self.queries.mul_(disease_embeddings.std() / self.queries.std())
         if self.query_start == "diseases":

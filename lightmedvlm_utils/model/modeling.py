@@ -15,7 +15,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.nn.functional import cross_entropy
 from transformers import (
     AutoModel,
     AutoModelForImageTextToText,
@@ -229,10 +229,10 @@ class LightMedVLM(PreTrainedModel, GenerationMixin):
         return study_mean(logits, view_mask) if side_by_side else logits
 
     def disease_loss(self, image_tokens: Tensor, targets: Tensor, view_mask: Tensor | None = None) -> Tensor:
-        """Binary cross-entropy of the 14 disease queries, mean over the known targets."""
-        known = ~targets.isnan()
-        logits = self.disease_logits(image_tokens, view_mask)
-        return binary_cross_entropy_with_logits(logits[known].float(), targets[known])
+        """`SASA.disease_loss`, mean over the known targets (B, 14); every view of a study has its study's targets."""
+        if len(image_tokens) != len(targets):  # views side by side
+            targets = targets.repeat_interleave(view_mask.sum(1), 0)
+        return self.connector.disease_loss(image_tokens.float(), targets)
 
     # What learns, and what it costs
 

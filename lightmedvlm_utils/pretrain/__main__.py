@@ -18,11 +18,11 @@ from lightmedvlm_utils.runs import outputs_root
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m lightmedvlm_utils.pretrain", description=__doc__)
     parser.add_argument("what", nargs="?", choices=["vision", "language", "all"], default="all")
-    parser.add_argument("--vision-minutes", type=float, default=40, help="training time of the Swin")
+    parser.add_argument("--vision-minutes", type=float, default=60, help="training time of the Swin")
     parser.add_argument("--start", type=Path, help="folder of an earlier Swin to continue from, instead of anew")
     parser.add_argument("--language-minutes", type=float, default=12, help="training time of the Qwen3")
-    parser.add_argument("--patients", type=int, default=6500, help="phantom patients to render for the Swin")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that render")
+    parser.add_argument("--patients", type=int, default=16000, help="phantom patients to render for the Swin")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that render and train")
     parser.add_argument("--cache", type=Path, default=outputs_root() / "backbones", help="where rendered phantoms lie")
     parser.add_argument("--studies", type=Path, default=outputs_root() / "laptop/01_data_cleaning/studies.parquet")
     parser.add_argument("--target", type=Path, help="default: the package's own backbones folder")
@@ -31,11 +31,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def make_vision(options: argparse.Namespace) -> dict:
     from lightmedvlm_utils.model.backbones import SHIPPED
-    from lightmedvlm_utils.pretrain.vision import pretrain_vision, render_phantoms
+    from lightmedvlm_utils.pretrain.vision import VisionRun, pretrain_vision, render_phantoms
 
     render_phantoms(options.cache, options.patients, options.workers)
     target = (options.target or SHIPPED) / "swin"
-    return pretrain_vision(target, options.cache, options.vision_minutes, options.start)
+    run = VisionRun(target, options.cache, options.vision_minutes, options.start, options.workers)
+    return pretrain_vision(run)
 
 
 def make_language(options: argparse.Namespace) -> dict:
