@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from lightmedvlm_utils.data.reports import SECTIONS, clean_report, parse_sections, report_text
+from lightmedvlm_utils.data.reports import SECTIONS, clean_report, clean_reports, parse_sections, report_text
 from lightmedvlm_utils.phantom.patients import sample_patients
 from lightmedvlm_utils.phantom.reports import LAYOUTS, write_report
 
@@ -153,6 +153,15 @@ def test_report_text_omits_what_is_missing():
     assert report_text("Clear.", "Normal.") == "Findings: Clear. Impression: Normal."
     assert report_text("", "Normal.") == "Impression: Normal."
     assert report_text("", "") == ""
+
+
+def test_many_at_once_equal_one_by_one():
+    table = clean_reports([MIMIC, "", None] * 1_500, jobs=2)
+    sections = parse_sections(MIMIC)
+    findings, impression = clean_report(sections["findings"]), clean_report(sections["impression"])
+    assert table.shape == (4_500, 4)
+    assert table.iloc[0].tolist() == ["woman with cough.", findings, impression, report_text(findings, impression)]
+    assert (table.iloc[1::3] == "").all(axis=None) and table.iloc[::3].drop_duplicates().shape[0] == 1
 
 
 def test_phantom_reports_are_determined_usable_and_speak_a_small_language():

@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+
+from lightmedvlm_utils.data.parallel import map_chunks
+
+TARGETS = ("findings", "impression")  # what the model learns to write
 
 # Canonical section -> headings seen in MIMIC-CXR and Open-i. Add a heading here and nowhere else.
 HEADINGS = {
@@ -49,7 +56,7 @@ _LEAD_IN = r"\b(?:(?:dated|from|on|of|by|with|to|at|in|the|an?|since|and|or)\s+)
 _BLANKED = r"(?:\w+-)*\w*X{4,}\w*(?:-\w+)*(?:'s)?"
 _BLANKED = rf"{_BLANKED}(?:\s*,?\s*{_BLANKED})*"
 _DEID = re.compile(
-    rf"(?:{_LEAD_IN}*)?(?:\bDr\.?\s+)?_{{3,}}(?:\s*,?\s*_{{3,}})*(?:-\w+)*(?:'s)?"
+    rf"(?:{_LEAD_IN}*)?(?:\bDr\.?\s+)?_{{3,}}(?:\s*,?\s*_{{3,}})*(?:[- ]years?[- ]old\b|\w+)?(?:-\w+)*(?:'s)?"
     rf"|{_LEAD_IN}+{_BLANKED}(?=\s*(?:[.,;:]|$))|\b{_BLANKED}",
     re.IGNORECASE,
 )
@@ -217,3 +224,24 @@ def report_text(findings: str, impression: str) -> str:
     """Join cleaned sections into the training target, "Findings: ... Impression: ..."; "" if both are empty."""
     named = (("Findings", findings), ("Impression", impression))
     return " ".join(f"{name}: {text}" for name, text in named if text)
+
+
+def clean_reports(
+    texts: Iterable[str], deid: str = "remove", priors: str = "keep", jobs: int | None = None, progress: bool = False
+) -> pd.DataFrame:
+    """Sections and cleaning for n report files at once: n rows x indication, findings, impression, report.
+
+    `deid` and `priors` as in `clean_report`; `jobs` and the bar as in `parallel.map_chunks`.
+    """
+    chunks = map_chunks(_clean_chunk, texts, deid, priors, jobs=jobs, title="cleaning" if progress else "")
+    return pd.DataFrame([row for rows in chunks for row in rows], columns=["indication", *TARGETS, "report"])
+
+
+def _clean_chunk(texts: Sequence[str], deid: str, priors: str) -> list[tuple[str, str, str, str]]:
+    rows = []
+    for text in texts:
+        sections = parse_sections(text or "")
+        findings, impression = (clean_report(sections[name], deid, priors) for name in TARGETS)
+        indication = clean_report(sections["indication"], deid)
+        rows.append((indication, findings, impression, report_text(findings, impression)))
+    return rows
