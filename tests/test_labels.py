@@ -21,6 +21,7 @@ CASES = [
     ("No focal consolidation, pleural effusion, or pneumothorax.", "Pleural Effusion", 0),
     ("Without focal consolidation, large effusion, or pneumothorax.", "Pleural Effusion", 0),
     ("No pneumothorax, but a large effusion.", "Pleural Effusion", 1),
+    ("No evidence of consolidation, large pleural effusion/pneumothorax.", "Pleural Effusion", 0),
     ("A pneumothorax is not seen.", "Pneumothorax", 0),
     ("The chest tube has been removed.", "Support Devices", 0),
     ("Pneumonia cannot be excluded.", "Pneumonia", -1),

@@ -117,7 +117,7 @@ _CLAUSE = re.compile(
     r"[;:]|\b(?=(?:but|however|although|though|except|apart from|aside from|other than|whereas|while|which|"
     r"there (?:is|are)|otherwise)\b)"
     r"|, (?=(?:(?:and )?(?:a |an )?(?:tiny|small|moderate|large|mild|minimal|stable|unchanged|new|persistent)\b)"
-    r"(?!.*\b(?:or|nor)\b))"
+    r"(?!.*(?:\b(?:or|nor)\b|/)))"
 )
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9])|(?<=[a-z]\.)(?=[A-Z][a-z])|\n+")
 _NO_CHANGE = re.compile(r"\b(?:no|without|not)(?: \w+){0,2} (?:changed?|difference)\b(?: (?:in|of|from)\b)?")
