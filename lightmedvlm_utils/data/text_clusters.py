@@ -44,7 +44,8 @@ def stated_findings(text: str) -> str:
 
 
 def embed_texts(texts: Sequence[str], encoder: str = "", size: int = 50, seed: int = 0) -> np.ndarray:
-    """(n texts, d) embeddings of length 1; d is at most `size`, or the encoder's width.
+    """(n texts, d) embeddings of length 1 (0 where none of a text's words occurs in others); d is at most `size`, or
+    the encoder's width.
 
     Without `encoder`: TF-IDF of words and word pairs, reduced by a truncated SVD (latent semantic analysis). With one,
     a folder or hub name of a sentence encoder (a BERT-like model): the mean of its last hidden states.
@@ -114,7 +115,8 @@ def cluster_texts(
     stated = np.flatnonzero(distinct != "")
     if len(stated) >= max(2 * min_cluster_size, 5):
         vectors = embed_texts(distinct[stated].tolist(), encoder, seed=seed)
-        ids[stated] = _cluster_vectors(vectors, min_cluster_size, min_samples, seed, fit_texts)
+        known = np.linalg.norm(vectors, axis=1) > 0.5
+        ids[stated[known]] = _cluster_vectors(vectors[known], min_cluster_size, min_samples, seed, fit_texts)
     if (counts := np.bincount(inverse, minlength=len(distinct)))[distinct == ""].sum() >= min_cluster_size:
         ids[distinct == ""] = ids.max() + 1
     names, position = np.unique(ids[ids >= 0], return_inverse=True)
