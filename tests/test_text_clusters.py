@@ -31,6 +31,7 @@ def texts(copies: int = 1) -> tuple[list[str], np.ndarray]:
         ("Findings: Small hiatal hernia. Impression: Possible pneumonia.", "Small hiatal hernia. Possible pneumonia."),
         ("No pneumothorax, but a small effusion.", "No pneumothorax, but a small effusion."),
         ("Frontal and lateral views were obtained. Calcified granuloma.", "Calcified granuloma."),
+        ("Cardiomegaly is unchanged since the prior study. Discussed by phone.", "Cardiomegaly."),
         ("", ""),
     ],
 )

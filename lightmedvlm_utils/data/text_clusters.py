@@ -14,15 +14,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from lightmedvlm_utils.data.labels import label_sentence
+from lightmedvlm_utils.data.reports import remove_priors
 from lightmedvlm_utils.errors import UserError
 
 NOTHING_STATED = "nothing abnormal stated"
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 _HEADING = re.compile(r"\b(?:Findings|Impression): ")
-# Sentences on what no label covers state a finding unless they deny one or only name the film.
+# Sentences on what no label covers state a finding unless they deny one, name the film or speak of phone calls.
 _NO_FINDING = re.compile(
     r"\b(?:no|not|without|clear|normal|normally|unremarkable|negative|free|intact|within normal limits|stable|midline|"
-    r"views?|radiographs?|films?|images?|obtained|submitted|examination|comparison)\b"
+    r"views?|radiographs?|films?|images?|obtained|submitted|examination|comparison|discussed|notified|telephone|phone|"
+    r"recommend\w*)\b"
 )
 _WORD = r"(?u)\b[a-z][a-z]+\b"
 _MIN_UMAP = 200  # UMAP learns from neighborhoods and needs some hundreds of points
@@ -30,13 +32,14 @@ _BATCH = 64
 
 
 def stated_findings(text: str) -> str:
-    """The sentences of a cleaned report that state a finding, surely or not; "" where all is denied or normal.
+    """The sentences of a cleaned report that state a finding, surely or not, less their comparisons with earlier
+    studies ("unchanged since the prior" would be a cluster); "" where all is denied or normal.
 
     >>> stated_findings("Findings: No effusion. Small hiatal hernia. Impression: Possible pneumonia.")
     'Small hiatal hernia. Possible pneumonia.'
     """
     kept = []
-    for sentence in _SENTENCE.split(_HEADING.sub("", text)):
+    for sentence in _SENTENCE.split(remove_priors(_HEADING.sub("", text))):
         states = [state for _, state in label_sentence(sentence.lower())]
         if any(states) or (not states and not _NO_FINDING.search(sentence.lower())):
             kept.append(sentence)
