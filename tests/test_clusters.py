@@ -45,6 +45,14 @@ def test_equals_the_package_on_expanded_rows(chexpert, size, samples):
     assert same_partition(ours, reference)
 
 
+def test_equals_the_package_at_ten_thousand_rows():
+    import hdbscan
+
+    rows = pd.read_csv(package_file("chexpert_train.csv.gz"), usecols=list(LABELS)).sample(10_000, random_state=1)
+    reference = hdbscan.HDBSCAN(min_cluster_size=99, min_samples=11, match_reference_implementation=True)
+    assert same_partition(cluster_labels(rows), reference.fit_predict(label_matrix(rows).astype(float)))
+
+
 def test_unique_under_every_order_of_the_rows(chexpert):
     ids = cluster_labels(chexpert, 20, 5)
     for seed in range(3):

@@ -4,12 +4,14 @@ import subprocess
 import sys
 import time
 
+import joblib
 import numpy as np
 import pytest
 
 from lightmedvlm_utils.config import FINDINGS, LABELS
 from lightmedvlm_utils.data.labels import RULES, label_reports
-from lightmedvlm_utils.data.reports import clean_report, parse_sections, report_text
+from lightmedvlm_utils.data.parallel import map_chunks
+from lightmedvlm_utils.data.reports import clean_report, clean_reports, parse_sections, report_text
 from lightmedvlm_utils.phantom.patients import sample_patients, true_states
 from lightmedvlm_utils.phantom.reports import write_report
 
@@ -19,6 +21,7 @@ CASES = [
     ("No focal consolidation, pleural effusion, or pneumothorax.", "Pleural Effusion", 0),
     ("Without focal consolidation, large effusion, or pneumothorax.", "Pleural Effusion", 0),
     ("No pneumothorax, but a large effusion.", "Pleural Effusion", 1),
+    ("No evidence of consolidation, large pleural effusion/pneumothorax.", "Pleural Effusion", 0),
     ("A pneumothorax is not seen.", "Pneumothorax", 0),
     ("The chest tube has been removed.", "Support Devices", 0),
     ("Pneumonia cannot be excluded.", "Pneumonia", -1),
@@ -99,12 +102,38 @@ def test_rules_recover_the_phantom_truth():
         assert len(hedged) == 0 or np.mean(hedged == -1) >= 0.9, label
 
 
+def many(n: int):
+    return (f"There is a {i}.5-cm nodule in case {i}. No effusion. Heart size is normal." for i in range(n))
+
+
 def test_parallel_equals_serial_and_is_fast_enough():
-    texts = [f"There is a {i}.5-cm nodule in case {i}. No effusion. Heart size is normal." for i in range(2_500)]
+    texts = list(many(2_500))
     start = time.perf_counter()
     serial = label_reports(texts)
     assert len(texts) / (time.perf_counter() - start) > 500
     assert serial.equals(label_reports(texts, jobs=2))
+    assert serial.equals(label_reports(many(2_500)))  # a generator: nothing is held
+
+
+def worker_and_first(texts: list[str]) -> tuple[str, str]:
+    import distributed
+
+    return distributed.get_worker().name, texts[0]  # a ValueError where it runs on no worker
+
+
+def test_joblib_spreads_the_work_over_a_dask_cluster():
+    distributed = pytest.importorskip("distributed")
+    texts = list(many(4_500))
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
+        distributed.Client(cluster),
+        joblib.parallel_config(backend="dask"),
+    ):
+        places = list(map_chunks(worker_and_first, texts, size=500))
+        labels, cleaned = label_reports(texts), clean_reports(texts)
+    assert [first for _, first in places] == texts[::500]
+    assert labels.equals(label_reports(texts))
+    assert cleaned.equals(clean_reports(texts))
 
 
 def test_labels_need_no_torch():

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import tarfile
 import zipfile
 from pathlib import Path
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 
 from lightmedvlm_utils.config import LABELS
+from lightmedvlm_utils.data.mimic import read_label_tables
 from lightmedvlm_utils.data.openi import openi_split
 from lightmedvlm_utils.data.readers import read_studies
 from lightmedvlm_utils.errors import UserError
@@ -82,6 +84,28 @@ def test_reports_from_zip_equal_reports_from_folder(mimic):
     pd.testing.assert_frame_equal(raw, expected)
     assert len(skipped) == 0
     assert not (mimic.parent.parent / "escaped.txt").exists()
+
+
+def test_reports_zipped_with_their_folder(mimic):
+    with zipfile.ZipFile(mimic / "mimic-cxr-reports.zip", "w") as archive:
+        for row in range(len(STUDIES)):
+            archive.write(report(mimic, row), "mimic-cxr-reports" / report(mimic, row).relative_to(mimic))
+    assert len(read_studies("mimic", mimic)[0]) == 4
+
+
+def test_published_label_tables(mimic):
+    chexpert = pd.read_csv(mimic / CHEXPERT)
+    chexpert.to_csv(mimic / "mimic-cxr-2.0.0-negbio.csv.gz", index=False)
+    # as in release 2.1.0: no subject_id, another name for Lung Opacity
+    read_by_hand = chexpert[3:].drop(columns=["subject_id", "No Finding"])
+    read_by_hand = read_by_hand.rename(columns={"Lung Opacity": "Airspace Opacity"}).assign(**{"Airspace Opacity": 1})
+    read_by_hand.to_csv(mimic / "mimic-cxr-2.1.0-test-set-labeled.csv", index=False)
+    tables = read_label_tables(mimic)
+    assert list(tables) == ["chexpert", "negbio", "radiologist"]
+    assert all(list(table.columns) == list(LABELS) for table in tables.values())
+    assert tables["radiologist"].loc[58765432, "Lung Opacity"] == 1
+    assert tables["radiologist"]["No Finding"].isna().all()
+    assert read_label_tables(mimic / "files") == {}
 
 
 def test_plain_csv_and_no_label_table(mimic):
@@ -223,6 +247,128 @@ def test_openi_archive_cannot_escape(tmp_path):
     truncate(tmp_path / "NLMCXR_reports.tgz")
     with pytest.raises(UserError, match=r"NLMCXR_reports\.tgz"):
         read_studies("openi", tmp_path)
+
+
+def make_images(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"image")
+
+
+def test_kaggle_form_of_openi(tmp_path):
+    reports = pd.DataFrame(
+        [
+            (1, "normal", "Positive TB test", "None.", "Lungs are clear.", "Normal chest."),
+            (2, "Cardiomegaly/borderline;Pulmonary Artery/enlarged", None, None, None, "No acute disease."),
+            (3, "normal", None, None, "Lungs are clear.", None),
+        ],
+        columns=["uid", "MeSH", "indication", "comparison", "findings", "impression"],
+    )
+    projections = pd.DataFrame(
+        [
+            (1, "1_IM-0001-3001.dcm.png", "Lateral"),
+            (1, "1_IM-0001-4001.dcm.png", "Frontal"),
+            (2, "2_IM-0652-1001.dcm.png", "Frontal"),
+            (2, "2_IM-9999-1001.dcm.png", "Frontal"),
+        ],
+        columns=["uid", "filename", "projection"],
+    )
+    reports.to_csv(tmp_path / "indiana_reports.csv", index=False)
+    projections.to_csv(tmp_path / "indiana_projections.csv", index=False)
+    make_images(tmp_path / "images" / "images_normalized", *projections["filename"][:3])
+    raw, skipped = read_studies("openi", tmp_path)
+    assert raw.attrs["layout"] == "Kaggle tables of Open-i"
+    assert list(raw["study_id"]) == [1, 2] and raw["split"].tolist() == [openi_split(1), openi_split(2)]
+    assert [image["view"] for image in raw.iloc[0]["images"]] == ["PA", "LATERAL"]  # torchxrayvision's corrections
+    assert raw.iloc[0]["text"].endswith("FINDINGS: Lungs are clear.\n\nIMPRESSION: Normal chest.")
+    assert raw.iloc[1]["findings"] == "" and raw.iloc[1]["mesh"][1] == "Pulmonary Artery/enlarged"
+    assert list(skipped["reason"]) == ["image is missing", "no image of the study is left"]
+    pd.concat([reports, reports[:1]]).to_csv(tmp_path / "indiana_reports.csv", index=False)
+    with pytest.raises(UserError, match="uid 1 more than once"):
+        read_studies("openi", tmp_path)
+    reports.drop(columns="findings").to_csv(tmp_path / "indiana_reports.csv", index=False)
+    with pytest.raises(UserError, match="no column findings"):
+        read_studies("openi", tmp_path)
+
+
+def r2gen(root: Path, **parts: list) -> Path:
+    (root / "annotation.json").write_text(json.dumps(parts))
+    return root
+
+
+def r2gen_item(image: str, study: int = 50414267, subject: int = 10000032, text: str = "Lungs are clear.") -> dict:
+    path = f"p{subject // 10**6}/p{subject}/s{study}/{image}.jpg"
+    return {"id": image, "report": text, "image_path": [path]}
+
+
+def test_r2gen_annotation_of_mimic(tmp_path):
+    """One entry per image; study and patient in the path or beside it."""
+    train = [
+        r2gen_item("a"), r2gen_item("b"), r2gen_item("c", text="Another text."), r2gen_item("d", 51111111),
+        {"id": "e", "report": "No path."}, {"id": "f", "report": None, "study_id": 5, "image_path": ["f.jpg"]},
+    ]  # fmt: skip
+    val = [r2gen_item("g", 52222222, 11111111) | {"study_id": 52222222, "subject_id": 11111111}]
+    root = r2gen(tmp_path, train=train, val=val, test=[])
+    make_images(root / "images", *(train[i]["image_path"][0] for i in range(3)), val[0]["image_path"][0])
+    raw, skipped = read_studies("mimic", root)
+    assert raw.attrs["layout"] == "R2Gen annotation.json"
+    assert raw[["subject_id", "study_id", "split"]].to_numpy().tolist() == [
+        [10000032, 50414267, "train"],
+        [11111111, 52222222, "validate"],
+    ]
+    assert raw["images"].map(len).tolist() == [2, 1]
+    assert list(skipped["reason"]) == [
+        "study is listed again with another report or the same images",
+        "no study id",
+        "no report text",
+        "image is missing",
+        "no image of the study is left",
+    ]
+    with pytest.raises(UserError, match="patient 10000032 is in two splits"):
+        read_studies("mimic", r2gen(tmp_path, train=train, val=[r2gen_item("x", 53333333)]))
+
+
+def test_r2gen_annotation_of_iu_xray(tmp_path):
+    item = {"id": "CXR2384_IM-0942", "report": "Lungs are clear.", "image_path": ["CXR2384_IM-0942/0.png"]}
+    outside = {"id": "CXR7_IM-1", "report": "Clear.", "image_path": ["../../outside.png"]}
+    make_images(tmp_path, "images/CXR2384_IM-0942/0.png")
+    raw, skipped = read_studies("openi", r2gen(tmp_path, train=[item], val=[outside]))
+    assert raw[["subject_id", "study_id", "split"]].to_numpy().tolist() == [[2384, 2384, "train"]]
+    assert list(skipped["reason"]) == ["image path leaves the folder", "no image of the study is left"]
+    for text in ("[]", "{", '{"train": 3}', '{"train": [], "train": []}', '{"trial": []}'):
+        (tmp_path / "annotation.json").write_text(text)
+        with pytest.raises(UserError, match="annotation"):
+            read_studies("openi", tmp_path)
+
+
+def test_rexrank(tmp_path):
+    mimic_study = {
+        "image_path": ["/p10/p10046166/s50051329/a.jpg", "/p10/p10046166/s50051329/b.jpg"],
+        "frontal_lateral": ["left lateral", "antero-posterior"],
+        "section_findings": "A 1.2-cm granuloma.",
+        "section_impression": float("nan"),
+        "context": "Age:50-60.Gender:M.Indication: ___-year-old man.Comparison: None.",
+        "split": "test",
+        "subject_id": 10046166,
+    }
+    make_images(tmp_path / "files", *(path[1:] for path in mimic_study["image_path"]))
+    (tmp_path / "ReXRank_MIMICCXR_test.json").write_text(json.dumps({"50051329": mimic_study}))
+    raw, skipped = read_studies("mimic", tmp_path)
+    assert raw.attrs["layout"] == "ReXrank JSON" and len(skipped) == 0
+    assert raw.iloc[0]["text"] == "INDICATION: ___-year-old man.\n\nFINDINGS: A 1.2-cm granuloma."
+    assert [Path(image["path"]).stem for image in raw.iloc[0]["images"]] == ["b", "a"]  # frontal first
+    iu = {"CXR38_IM-1911": mimic_study | {"image_path": ["a.jpg"], "split": "valid", "frontal_lateral": ["Frontal"]}}
+    del iu["CXR38_IM-1911"]["subject_id"]
+    make_images(tmp_path, "a.jpg")
+    (tmp_path / "ReXRank_IUXray_valid.json").write_text(json.dumps(iu))
+    raw, _ = read_studies("openi", tmp_path)
+    assert raw.iloc[0][["subject_id", "study_id", "split"]].tolist() == [38, 38, "validate"]
+    assert raw.iloc[0]["images"][0]["view"] == "FRONTAL"
+
+
+def test_the_official_form_wins(mimic):
+    r2gen(mimic, train=[])
+    assert read_studies("mimic", mimic)[0].attrs["layout"] == "MIMIC-CXR-JPG 2.1.0"
 
 
 def test_openi_split_is_fixed_and_near_80_5_15():

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from lightmedvlm_utils.data.reports import SECTIONS, clean_report, parse_sections, report_text
+from lightmedvlm_utils.data.reports import SECTIONS, clean_report, clean_reports, parse_sections, report_text
 from lightmedvlm_utils.phantom.patients import sample_patients
 from lightmedvlm_utils.phantom.reports import LAYOUTS, write_report
 
@@ -66,10 +66,17 @@ def test_wet_read_and_addendum_are_not_findings():
         "FINDINGS AND IMPRESSION: The lungs are clear.",
         "CHEST RADIOGRAPH PERFORMED ON ___\n\nThe lungs are clear.",
         "PORTABLE CHEST RADIOGRAPH: The lungs are clear.",
+        "CHEST, TWO VIEWS, AP AND LATERAL:\n\n The lungs are clear.",
+        "FINDINGS\nThe lungs are clear.\n\nIMPRESSION\nNormal.",
+        "FINDINGS - The lungs are clear.\nIMPRESSION - Normal.",
     ],
 )
 def test_findings_without_their_own_heading(text):
     assert parse_sections(text)["findings"] == "The lungs are clear."
+
+
+def test_a_report_in_capitals_is_no_title():
+    assert parse_sections("PORTABLE CHEST\n\nTHE LUNGS ARE CLEAR.")["findings"] == "THE LUNGS ARE CLEAR."
 
 
 def test_empty_report_has_no_sections():
@@ -97,6 +104,8 @@ def test_item_numbers_go_but_a_wrapped_number_stays():
     assert clean_report("1. Mild edema.\n 2. Fracture of rib\n 7. Stable.") == "Mild edema. Fracture of rib 7. Stable."
     assert clean_report("1. Edema. 2. Effusion.") == "Edema. Effusion."
     assert clean_report("1) edema\n2) effusion") == "edema. effusion."
+    assert clean_report("1.Mild edema.\n2.Effusion.") == "Mild edema. Effusion."
+    assert clean_report("1. Edema\n\n2. Effusion\n\n3. None") == "Edema. Effusion. None."
     assert clean_report("Fracture of rib\n 1. No pneumothorax") == "Fracture of rib 1. No pneumothorax."
 
 
@@ -106,8 +115,29 @@ def test_deidentification_policy():
     assert clean_report(text, deid="keep").count("___") == 3
     assert clean_report("Degeneration of the XXXX.") == "Degeneration."
     assert clean_report("The XXXX lungs are clear.") == "The lungs are clear."
+    assert clean_report("___-year-old man. Chest x-XXXX is normal.") == "man. Chest is normal."
+    assert clean_report("Broken 3rd-5XXXX ribs. Clips and XXXX XXXX.") == "Broken ribs. Clips."
     with pytest.raises(ValueError, match="deid"):
         clean_report(text, deid="drop")
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("Compared to the prior study of ___, the small effusion is unchanged.", "The small effusion."),
+        ("In comparison with the study of ___, there is little change.", ""),
+        ("There has been no change since the prior exam. T11 compression.", "T11 compression."),
+        ("Again seen is a 1.2-cm nodule, unchanged from prior.", "A 1.2-cm nodule."),
+        ("Stable cardiomegaly. New effusion.", "Cardiomegaly. Effusion."),
+        ("The heart is not enlarged and unchanged.", "The heart is not enlarged."),
+        ("No new consolidation.", "No new consolidation."),
+        ("Asymmetric compared to the left.", "Asymmetric compared to the left."),
+    ],
+)
+def test_comparisons_with_priors_can_go(text, left):
+    assert clean_report(text, priors="remove") == left
+    with pytest.raises(ValueError, match="priors"):
+        clean_report(text, priors="drop")
 
 
 def test_cleaning_twice_changes_nothing_and_leaves_one_line():
@@ -123,6 +153,15 @@ def test_report_text_omits_what_is_missing():
     assert report_text("Clear.", "Normal.") == "Findings: Clear. Impression: Normal."
     assert report_text("", "Normal.") == "Impression: Normal."
     assert report_text("", "") == ""
+
+
+def test_many_at_once_equal_one_by_one():
+    table = clean_reports([MIMIC, "", None] * 1_500, jobs=2)
+    sections = parse_sections(MIMIC)
+    findings, impression = clean_report(sections["findings"]), clean_report(sections["impression"])
+    assert table.shape == (4_500, 4)
+    assert table.iloc[0].tolist() == ["woman with cough.", findings, impression, report_text(findings, impression)]
+    assert (table.iloc[1::3] == "").all(axis=None) and table.iloc[::3].drop_duplicates().shape[0] == 1
 
 
 def test_phantom_reports_are_determined_usable_and_speak_a_small_language():

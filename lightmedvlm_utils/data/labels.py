@@ -7,14 +7,17 @@ Irvin et al. 2019 (CheXpert) and Chapman et al. 2001 (NegEx); the phrases and th
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from lightmedvlm_utils.config import LABELS
+from lightmedvlm_utils.data.parallel import map_chunks
+from lightmedvlm_utils.errors import UserError
 
 PRESENT, ABSENT, UNCERTAIN = 1.0, 0.0, -1.0
 
@@ -114,7 +117,7 @@ _CLAUSE = re.compile(
     r"[;:]|\b(?=(?:but|however|although|though|except|apart from|aside from|other than|whereas|while|which|"
     r"there (?:is|are)|otherwise)\b)"
     r"|, (?=(?:(?:and )?(?:a |an )?(?:tiny|small|moderate|large|mild|minimal|stable|unchanged|new|persistent)\b)"
-    r"(?!.*\b(?:or|nor)\b))"
+    r"(?!.*(?:\b(?:or|nor)\b|/)))"
 )
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9])|(?<=[a-z]\.)(?=[A-Z][a-z])|\n+")
 _NO_CHANGE = re.compile(r"\b(?:no|without|not)(?: \w+){0,2} (?:changed?|difference)\b(?: (?:in|of|from)\b)?")
@@ -146,26 +149,36 @@ _HEDGE_AFTER = re.compile(
 )
 
 
-def label_reports(texts: Sequence[str], hierarchy: bool = True, jobs: int = 1) -> pd.DataFrame:
+def label_reports(
+    texts: Iterable[str],
+    hierarchy: bool = True,
+    jobs: int | None = None,
+    labeler: str = "rules",
+    weights: str | Path = "",
+    progress: bool = False,
+) -> pd.DataFrame:
     """Label reports with the 14 CheXpert observations.
 
-    `texts`: n report texts (findings and impression; the indication asks, it does not state). `hierarchy`:
-    Lung Opacity also counts as present (uncertain) where one of its children is. `jobs`: processes; the work
-    goes through joblib, whose `parallel_config` may spread it over a cluster.
+    `texts`: n report texts (findings and impression; the indication asks, it does not state). `jobs`: processes, as
+    `parallel.map_chunks` takes them. `progress` shows a bar.
+
+    `labeler` "rules": this module. `hierarchy`: Lung Opacity also counts as present (uncertain) where one of its
+    children is. "chexbert": CheXbert (Smit et al. 2020), as it answers, without `hierarchy`; its `weights` are the
+    file chexbert.pth, "" for the copy of the Hugging Face hub; UserError where they are not there.
 
     Returns n rows x 14 columns (order of `config.LABELS`) of float: 1 present, 0 absent, -1 uncertain, NaN not
     mentioned. "No Finding" is 1 where the text has words and nothing but devices is present or uncertain, else
     NaN.
     """
-    texts = list(texts)
-    if jobs == 1 or len(texts) < 2_000:
-        rows = _label_chunk(texts, hierarchy)
-    else:
-        from joblib import Parallel, delayed
+    if labeler == "chexbert":
+        from lightmedvlm_utils.data.chexbert import chexbert_labels
 
-        chunks = [texts[start : start + 2_000] for start in range(0, len(texts), 2_000)]
-        rows = np.concatenate(Parallel(n_jobs=jobs)(delayed(_label_chunk)(chunk, hierarchy) for chunk in chunks))
-    return pd.DataFrame(rows, columns=list(LABELS))
+        return chexbert_labels(texts, weights, progress)
+    if labeler != "rules":
+        raise UserError(f"There is no labeler {labeler!r}; choose rules or chexbert.")
+    title = "labelling" if progress else ""
+    rows = list(map_chunks(_label_chunk, texts, hierarchy, jobs=jobs, title=title))
+    return pd.DataFrame(np.concatenate([np.empty((0, len(LABELS))), *rows]), columns=list(LABELS))
 
 
 def _label_chunk(texts: Sequence[str], hierarchy: bool) -> np.ndarray:

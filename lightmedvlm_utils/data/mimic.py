@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -12,15 +12,23 @@ import pandas as pd
 from lightmedvlm_utils.config import LABELS
 from lightmedvlm_utils.data.sources import (
     MAX_REPORT_BYTES,
+    SPLITS,
     SkipFile,
     decode_report,
     file_bytes,
+    read_csv,
+    refuse_duplicates,
+    refuse_two,
     skipped_table,
     usable_images,
 )
 from lightmedvlm_utils.errors import UserError
 
-SPLITS = ("train", "validate", "test")
+LABEL_TABLES = {
+    "chexpert": "mimic-cxr-2.0.0-chexpert",
+    "negbio": "mimic-cxr-2.0.0-negbio",
+    "radiologist": "mimic-cxr-2.1.0-test-set-labeled",
+}
 _KEYS = ["dicom_id", "study_id", "subject_id"]
 
 
@@ -28,11 +36,9 @@ def read_mimic(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(raw, skipped) as `readers.read_studies` describes them.
 
     Needs the metadata and split tables and the reports (`files/**/s*.txt`, `mimic-cxr-reports/files/**` or
-    `mimic-cxr-reports.zip`); the CheXpert table is optional.
+    `mimic-cxr-reports.zip`); of the label tables, CheXpert's is joined where it is there.
     """
-    metadata = read_table(root, "mimic-cxr-2.0.0-metadata", [*_KEYS, "ViewPosition"])
-    split = read_table(root, "mimic-cxr-2.0.0-split", [*_KEYS, "split"])
-    images = _merge_split(metadata, split, root)
+    images = _images_with_split(root)
     read_report = _report_source(root)
     rows, skipped = [], []
     for study_id, views in images.groupby("study_id", sort=True):
@@ -40,65 +46,60 @@ def read_mimic(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         if row is not None:
             rows.append(row)
     raw = pd.DataFrame(rows, columns=["subject_id", "study_id", "split", "images", "text"])
-    if _table_path(root, "mimic-cxr-2.0.0-chexpert") is not None:
-        raw = raw.join(_published_labels(root), on="study_id")
+    published = read_label_tables(root)
+    if "chexpert" in published:
+        raw = raw.join(published["chexpert"], on="study_id")
     return raw, skipped_table(skipped)
 
 
-def read_table(root: Path, stem: str, columns: Iterable[str]) -> pd.DataFrame:
-    """Read `<stem>.csv.gz` (or `.csv`) in `root`; UserError if it is missing, damaged or lacks a column."""
-    path = _table_path(root, stem)
-    if path is None:
-        raise UserError(f"{root / stem}.csv.gz is missing; data_root must be the folder with it and files/.")
-    try:
-        frame = pd.read_csv(path, low_memory=False)
-    except (OSError, EOFError, zlib.error, ValueError) as error:  # ValueError: parser errors, wrong encodings
-        raise UserError(f"{path} cannot be read ({error}); download it again.") from error
-    missing = [column for column in columns if column not in frame]
-    if missing:
-        raise UserError(f"{path} has no column {', '.join(missing)}; is it the right table?")
-    return frame
+def read_label_tables(root: Path) -> dict[str, pd.DataFrame]:
+    """The published label tables that are there, by name: "chexpert" and "negbio" (made by labelers, every study)
+    and "radiologist" (read by hand, test studies only; new in 2.1.0).
+
+    Each is indexed by study_id with the 14 labels as columns: 1, 0, -1 or NaN; a label that a table does not have
+    is NaN throughout. Raises UserError where a table is damaged or lists a study twice.
+    """
+    tables = {}
+    for name, stem in LABEL_TABLES.items():
+        path = _table_path(root, stem)
+        if path is None:
+            continue
+        # The radiologists' table calls Lung Opacity "Airspace Opacity" and has neither subject_id nor, in some
+        # copies, No Finding.
+        needed = ["study_id"] if name == "radiologist" else ["study_id", *LABELS]
+        frame = read_csv(path, needed).rename(columns={"Airspace Opacity": "Lung Opacity"})
+        refuse_duplicates(frame, "study_id", path)
+        if not set(LABELS) & set(frame):
+            raise UserError(f"{path} has no column of the 14 labels; is it the right table?")
+        tables[name] = frame.set_index("study_id").reindex(columns=list(LABELS)).astype(float)
+    return tables
+
+
+def _read_table(root: Path, stem: str, columns: list[str]) -> tuple[pd.DataFrame, Path]:
+    path = _table_path(root, stem) or root / f"{stem}.csv.gz"
+    return read_csv(path, columns), path
 
 
 def _table_path(root: Path, stem: str) -> Path | None:
     return next((path for path in (root / f"{stem}.csv.gz", root / f"{stem}.csv") if path.is_file()), None)
 
 
-def _published_labels(root: Path) -> pd.DataFrame:
-    """The CheXpert table, indexed by study, its columns in our order."""
-    stem = "mimic-cxr-2.0.0-chexpert"
-    frame = read_table(root, stem, ["study_id", *LABELS])
-    _refuse_duplicates(frame, "study_id", _table_path(root, stem))
-    return frame.set_index("study_id")[list(LABELS)].astype(float)
-
-
-def _merge_split(metadata: pd.DataFrame, split: pd.DataFrame, root: Path) -> pd.DataFrame:
+def _images_with_split(root: Path) -> pd.DataFrame:
     """One row per image with its split, after the checks that keep patients apart."""
-    where = _table_path(root, "mimic-cxr-2.0.0-split")
-    _refuse_duplicates(metadata, "dicom_id", _table_path(root, "mimic-cxr-2.0.0-metadata"))
-    _refuse_duplicates(split, "dicom_id", where)
+    metadata, metadata_path = _read_table(root, "mimic-cxr-2.0.0-metadata", [*_KEYS, "ViewPosition"])
+    split, split_path = _read_table(root, "mimic-cxr-2.0.0-split", [*_KEYS, "split"])
+    refuse_duplicates(metadata, "dicom_id", metadata_path)
+    refuse_duplicates(split, "dicom_id", split_path)
     unknown = sorted(map(str, set(split["split"]) - set(SPLITS)))
     if unknown:
-        raise UserError(f"{where} names the split {unknown[0]!r}; expected {', '.join(SPLITS)}.")
+        raise UserError(f"{split_path} names the split {unknown[0]!r}; expected {', '.join(SPLITS)}.")
     images = metadata.merge(split[["dicom_id", "split"]], on="dicom_id", how="left")
     unassigned = int(images["split"].isna().sum())
     if unassigned:
-        raise UserError(f"{where} gives no split to {unassigned} images of the metadata; use one release.")
-    _refuse_two(images, "subject_id", "split", f"{where}: patient", "is in two splits")
-    _refuse_two(images, "study_id", "subject_id", f"{root}: study", "belongs to two patients")
+        raise UserError(f"{split_path} gives no split to {unassigned} images of the metadata; use one release.")
+    refuse_two(images, "subject_id", "split", f"{split_path}: patient", "is in two splits")
+    refuse_two(images, "study_id", "subject_id", f"{root}: study", "belongs to two patients")
     return images
-
-
-def _refuse_duplicates(frame: pd.DataFrame, column: str, path: Path) -> None:
-    repeated = frame.loc[frame[column].duplicated(), column]
-    if len(repeated):
-        raise UserError(f"{path} lists {column} {repeated.iloc[0]} more than once ({len(repeated)} repeats).")
-
-
-def _refuse_two(frame: pd.DataFrame, key: str, value: str, what: str, problem: str) -> None:
-    counts = frame.groupby(key)[value].nunique()
-    if (counts > 1).any():
-        raise UserError(f"{what} {counts.index[counts > 1][0]} {problem} ({int((counts > 1).sum())} such).")
 
 
 def _report_source(root: Path) -> Callable[[str], bytes]:
@@ -112,12 +113,16 @@ def _report_source(root: Path) -> Callable[[str], bytes]:
     except (zipfile.BadZipFile, OSError) as error:
         raise UserError(f"{path} is not a readable zip file ({error}); download it again.") from error
 
+    names = set(archive.namelist())
+
     def read(name: str) -> bytes:
+        if name not in names:
+            name = f"mimic-cxr-reports/{name}"  # zipped with its folder
         if archive.getinfo(name).file_size > MAX_REPORT_BYTES:  # look before inflating
             raise SkipFile("report larger than 1 MB")
         try:
-            return archive.read(name)
-        except (zipfile.BadZipFile, zlib.error, OSError) as error:
+            return archive.read(name)  # in memory: nothing is unpacked, so nothing can be written outside a folder
+        except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError) as error:  # RuntimeError: encrypted
             raise SkipFile(f"damaged in {path.name}") from error
 
     return read

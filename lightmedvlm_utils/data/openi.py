@@ -1,4 +1,4 @@
-"""Reader of Open-i, the Indiana University chest X-rays: XML reports and a flat folder of PNG images."""
+"""Reader of Open-i, the Indiana University chest X-rays: XML reports or Kaggle's tables, and PNG images."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from lightmedvlm_utils.data.sources import (
     SkipFile,
     decode_report,
     file_bytes,
+    read_csv,
+    refuse_duplicates,
     skipped_table,
     usable_images,
 )
@@ -54,6 +56,32 @@ def read_openi(root: Path | None) -> tuple[pd.DataFrame, pd.DataFrame]:
     return raw, skipped_table(skipped)
 
 
+def read_kaggle(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(raw, skipped) of the form on Kaggle: `indiana_reports.csv`, `indiana_projections.csv`, PNGs at any depth."""
+    reports = read_csv(root / "indiana_reports.csv", ["uid", "MeSH", *SECTIONS])
+    projections = read_csv(root / "indiana_projections.csv", ["uid", "filename", "projection"])
+    refuse_duplicates(reports, "uid", root / "indiana_reports.csv")
+    refuse_duplicates(projections, "filename", root / "indiana_projections.csv")
+    images = _ImageFolder(root)
+    views = {uid: list(zip(v["filename"], v["projection"], strict=True)) for uid, v in projections.groupby("uid")}
+    rows, skipped = [], []
+    for row in reports.fillna("").to_dict("records"):
+        if not str(row["uid"]).removesuffix(".0").isdigit():
+            skipped.append((None, f"uid {row['uid']}", "no study id (uid)"))
+            continue
+        uid = int(row["uid"])
+        mesh = [term.strip() for term in row["MeSH"].split(";") if term.strip()]
+        record = _record(uid, {name: str(row[name]).strip() for name in SECTIONS}, mesh)
+        candidates = [images.candidate_of_kaggle(uid, name, projection) for name, projection in views.get(uid, [])]
+        record["images"] = usable_images(candidates, uid, skipped)
+        if record["images"]:
+            rows.append(record)
+        else:
+            skipped.append((uid, f"uid {uid}", "no image of the study is left"))
+    raw = pd.DataFrame(rows, columns=_COLUMNS).sort_values("study_id", ignore_index=True)
+    return raw, skipped_table(skipped)
+
+
 def openi_split(uid: int) -> str:
     """Split of an Open-i study (the set has no official one): 80 / 5 / 15 %, fixed by the id alone."""
     percent = zlib.crc32(str(uid).encode()) % 100
@@ -77,16 +105,20 @@ def parse_report(data: bytes) -> tuple[dict, list[str]]:
         raise SkipFile("no study id (uId)")
     found = {e.get("Label", "").lower(): "".join(e.itertext()).strip() for e in tree.iter("AbstractText")}
     sections = {name: found.get(name, "") for name in SECTIONS}
-    record = {
-        "subject_id": int(uid),  # Open-i does not say which studies share a patient: each counts as its own
-        "study_id": int(uid),
-        "split": openi_split(int(uid)),
+    mesh = [e.text.strip() for e in tree.findall("MeSH/major") if e.text]
+    return _record(int(uid), sections, mesh), [e.get("id", "") for e in tree.iter("parentImage")]
+
+
+def _record(uid: int, sections: dict[str, str], mesh: list[str]) -> dict:
+    return {
+        "subject_id": uid,  # Open-i does not say which studies share a patient: each counts as its own
+        "study_id": uid,
+        "split": openi_split(uid),
         "images": [],
         "text": "\n\n".join(f"{name.upper()}: {body}" for name, body in sections.items() if body),
         **sections,
-        "mesh": [e.text.strip() for e in tree.findall("MeSH/major") if e.text],
+        "mesh": mesh,
     }
-    return record, [e.get("id", "") for e in tree.iter("parentImage")]
 
 
 class _ImageFolder:
@@ -111,6 +143,13 @@ class _ImageFolder:
             (self.paths.get(image, Path(f"{image}.png")), self.views.get(image, ""), f"{image}.png")
             for image in image_ids
         ]
+
+    def candidate_of_kaggle(self, uid: int, filename: str, projection: str) -> tuple[Path, str, str]:
+        """Kaggle's `1_IM-0001-4001.dcm.png` is Open-i's `CXR1_1_IM-0001-4001`, its `2_IM-...` is `CXR2_IM-...`."""
+        stem = filename.removesuffix(".png").removesuffix(".dcm")
+        known = (self.views.get(f"CXR{uid}_{stem}"), self.views.get(f"CXR{stem}"))
+        view = next((view for view in known if view), str(projection).upper())
+        return self.paths.get(Path(filename).stem, Path(filename)), view, filename
 
 
 def package_file(name: str) -> Path:

@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+
+from lightmedvlm_utils.data.parallel import map_chunks
+
+TARGETS = ("findings", "impression")  # what the model learns to write
 
 # Canonical section -> headings seen in MIMIC-CXR and Open-i. Add a heading here and nowhere else.
 HEADINGS = {
@@ -12,13 +19,13 @@ HEADINGS = {
     "technique": ("TECHNIQUE", "PROCEDURE", "VIEWS"),
     "comparison": ("COMPARISON", "COMPARISONS", "COMPARISON STUDY"),
     "findings": ("FINDINGS", "FINDING", "FINDINGS AND IMPRESSION", "FINDINGS/IMPRESSION"),
-    "impression": ("IMPRESSION", "IMPRESSIONS", "CONCLUSION", "CONCLUSIONS", "SUMMARY"),
+    "impression": ("IMPRESSION", "IMPRESSIONS", "CONCLUSION", "CONCLUSIONS", "SUMMARY", "OPINION",
+                   "IMPRESSION AND RECOMMENDATION", "IMPRESSION AND RECOMMENDATIONS"),
     "recommendation": ("RECOMMENDATION", "RECOMMENDATIONS"),
     "notification": ("NOTIFICATION", "NOTIFICATIONS", "COMMUNICATION"),
     "addendum": ("ADDENDUM",),
     "wet_read": ("WET READ",),
-    "unlabelled": ("REPORT", "CHEST", "FRONTAL AND LATERAL VIEWS OF THE CHEST", "PA AND LATERAL VIEWS OF THE CHEST",
-                   "PA AND LATERAL CHEST RADIOGRAPHS", "PORTABLE CHEST RADIOGRAPH", "SINGLE VIEW OF THE CHEST"),
+    "unlabelled": ("REPORT", "CHEST"),
 }  # fmt: skip
 SECTIONS = tuple(HEADINGS)
 # Sections of one paragraph: whatever follows a blank line is the report itself, written without a heading.
@@ -26,10 +33,13 @@ _ONE_PARAGRAPH = ("examination", "indication", "history", "technique", "comparis
 
 _CANONICAL = {name: section for section, names in HEADINGS.items() for name in names}
 _NAMES = "|".join(re.escape(name) for name in sorted(_CANONICAL, key=len, reverse=True))
-# A heading opens a line or follows the end of a sentence and starts with a capital: "chest:" in prose is none.
-# "WET READ" is followed by a name and a time before its colon, "ADDENDUM" often by no colon at all.
+# A heading opens a line or follows the end of a sentence and starts with a capital: "chest:" in prose is none. It ends
+# in a colon, or stands in capitals alone on its line. "WET READ" is followed by a name and a time before its colon,
+# "ADDENDUM" often by no colon at all. A line in capitals that names the film ("CHEST, TWO VIEWS:") heads the report.
 _HEADING = re.compile(
-    rf"(?:^[ \t]*|(?<=[.\n:])[ \t]+)(?=[A-Z])(?:(?P<name>(?i:{_NAMES}))[ \t]*:|(?P<bare>WET READ|ADDENDUM)\b:?)",
+    rf"(?:^[ \t]*|(?<=[.\n:])[ \t]+)(?=[A-Z])(?:(?P<name>(?i:{_NAMES}))[ \t]*:|(?P<bare>WET READ|ADDENDUM)\b:?)"
+    rf"|^[ \t]*(?P<alone>{_NAMES})[ \t]*(?:-(?=[ \t])|$)"
+    r"|^[ \t]*(?P<film>[A-Z][A-Z ,()/&-]*\b(?:CHEST|VIEWS?|RADIOGRAPHS?|FILMS?|PORTABLE)\b[A-Z ,()/&-]*):",
     re.MULTILINE,
 )
 # Where one document of the file ends and the next begins.
@@ -39,16 +49,55 @@ _DIVIDER = re.compile(
 
 _BLANK_LINE = re.compile(r"\n[ \t]*\n")
 # What was removed for privacy: MIMIC-CXR writes ___ for names and dates, Open-i XXXX for any word. The token goes
-# together with the words that only introduced it ("dated ___", "by Dr. ___ on ___"); XXXX may stand inside a
-# sentence ("the XXXX are clear"), so its introduction goes only where nothing follows ("degeneration of the XXXX.").
+# together with its compound ("___-year-old", "x-XXXX", "5XXXX": half a word says nothing or something else) and with
+# the words that only introduced it ("dated ___", "by Dr. ___ on ___"); XXXX may stand inside a sentence ("the XXXX are
+# clear"), so its introduction goes only where nothing follows ("degeneration of the XXXX.").
 _LEAD_IN = r"\b(?:(?:dated|from|on|of|by|with|to|at|in|the|an?|since|and|or)\s+)"
+_BLANKED = r"(?:\w+-)*\w*X{4,}\w*(?:-\w+)*(?:'s)?"
+_BLANKED = rf"{_BLANKED}(?:\s*,?\s*{_BLANKED})*"
 _DEID = re.compile(
-    rf"(?:{_LEAD_IN}*)?(?:\bDr\.?\s+)?_{{3,}}(?:\s*,?\s*_{{3,}})*(?:'s)?"
-    rf"|{_LEAD_IN}+X{{4,}}\b(?=\s*(?:[.,;:]|$))|\bX{{4,}}\b",
+    rf"(?:{_LEAD_IN}*)?(?:\bDr\.?\s+)?_{{3,}}(?:\s*,?\s*_{{3,}})*(?:[- ]years?[- ]old\b|\w+)?(?:-\w+)*(?:'s)?"
+    rf"|{_LEAD_IN}+{_BLANKED}(?=\s*(?:[.,;:]|$))|\b{_BLANKED}",
     re.IGNORECASE,
 )
-# An item number stands where a sentence can start, or on a new line once a list is open.
-_NUMBERING = re.compile(r"(?P<before>\A|[.:;!?]\s+|\n\s*\n|\n)\s*(?P<number>\d{1,2})[.)]\s+(?=\S)")
+# An item number stands where a sentence can start, or on a new line once a list is open. "1.Edema" needs no blank.
+_NUMBERING = re.compile(
+    r"(?P<before>\A|[.:;!?]\s+|\n\s*\n|\n)\s*(?P<number>\d{1,2})(?:[.)]\s+(?=\S)|[.)](?=[A-Za-z]))"
+)
+
+# Comparisons with earlier studies, which a model that sees one study cannot know (Ramesh et al. 2022 remove them with
+# a language model; these rules take out what stands apart from the finding and leave the finding).
+_ARTICLE = r"(?:the|an?|any|multiple|several|recent|most recent|immediate(?:ly)?|outside|patient's) "
+_IMAGING = (
+    r" (?:chest|portable|frontal|pa|ap|and|lateral|\d+-view|ct|cxr|x-?rays?|radiographs?|radiographic|films?|images?|"
+    r"imaging|stud(?:y|ies)|exams?|examinations?|scans?|reports?|from|of|dated|performed)\b"
+)
+_PRIOR = rf"(?:{_ARTICLE}){{0,3}}(?:prior|previous|preceding|old|earlier|comparison)s?(?:{_IMAGING})*"
+_IS = r"(?:is|are|was|were|remains?|appears?|has been|have been)"
+_SAME = (
+    r"(?:(?:relatively|essentially|grossly|largely|otherwise|overall|not significantly|not|without|in) )?"
+    r"(?:unchanged|changed|stable|similar|constant)"
+)
+_END = r"(?= *(?:[.,;]|$))"
+_COMPARISONS = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        rf"\b(?:as |when |in )?compar(?:ed|ison|able)(?: is made)? (?:with|to) (?:{_PRIOR}|the (?:study|exam\w*)),? *",
+        rf",? *\b(?:since|from|than|on|seen on|similar to|as (?:seen )?(?:on|in)) {_PRIOR}{_END}",
+        rf",? *\b(?:and |but |which |that )?{_IS}(?: \w+ly)? {_SAME}\b"
+        rf"(?: in (?:appearance|size|position|extent|severity))?{_END}",
+        rf",? *\b(?:in the interval|over the interval|as before|again){_END}",
+        rf",? *\b(?:and |but )?(?:unchanged|stable){_END}",
+        r"\b(?:again (?:seen|noted|demonstrated|identified)|redemonstrat(?:ed|ion of)|unchanged|stable|persistent)"
+        r"(?: is| are)? +(?=\w)(?!(?:in|from|since|compared|and|or|to|with|appearance|position)\b)",
+        r"(?<!no )(?<!not )(?<!any )(?<!out )\bnew(?:ly)? +(?=\w)",  # "no new effusion" does not deny an old one
+    )
+)
+_ONLY_CHANGE = re.compile(
+    r"(?:(?:there|which) (?:is|are|has been) )?(?:no|little|minimal)?(?: \w+)? ?(?:interval )?(?:change|difference)s?"
+    r"(?: (?:in|of) (?:the )?(?:appearance|chest))?",
+    re.IGNORECASE,
+)
 
 
 def parse_sections(text: str) -> dict[str, str]:
@@ -73,11 +122,15 @@ def parse_sections(text: str) -> dict[str, str]:
             elif body.strip():
                 sections[name] = body.strip()
     paragraphs = [part.strip() for text in loose for part in _BLANK_LINE.split(text)]
-    # A paragraph in capitals is a title ("CHEST RADIOGRAPH PERFORMED ON ___"), not a report.
-    sections["unlabelled"] = "\n\n".join(part for part in paragraphs if part and not part.isupper())
+    # A line in capitals is a title ("CHEST RADIOGRAPH PERFORMED ON ___"); sentences in capitals are a report.
+    sections["unlabelled"] = "\n\n".join(part for part in paragraphs if part and not _is_title(part))
     sections["indication"] = sections["indication"] or sections["history"]
     sections["findings"] = sections["findings"] or sections["unlabelled"]
     return sections
+
+
+def _is_title(paragraph: str) -> bool:
+    return paragraph.isupper() and paragraph[-1] != "." and len(paragraph.split()) < 12
 
 
 def _split_document(document: str) -> list[tuple[str, str]]:
@@ -86,7 +139,8 @@ def _split_document(document: str) -> list[tuple[str, str]]:
     starts = [match.start() for match in matches] + [len(document)]
     pairs = [("unlabelled", document[: starts[0]])]
     for match, end in zip(matches, starts[1:], strict=True):
-        pairs.append((_CANONICAL[(match["name"] or match["bare"]).upper()], document[match.end() : end]))
+        heading = (match["name"] or match["bare"] or match["alone"] or "REPORT").upper()  # the film's name: no section
+        pairs.append((_CANONICAL[heading], document[match.end() : end]))
     return pairs
 
 
@@ -95,22 +149,31 @@ def _first_paragraph(body: str) -> tuple[str, str]:
     return first, rest
 
 
-def clean_report(text: str, deid: str = "remove") -> str:
+def clean_report(text: str, deid: str = "remove", priors: str = "keep") -> str:
     """Return `text` as one line of plain sentences; numbers, units, levels and case stay as they were.
 
-    Removes line breaks, item numbers ("1. ...", where they count up from 1), separator lines and repeated
+    Removes line breaks, item numbers ("1. ...", where they count up from 1) and bullets, separator lines and repeated
     blanks or full stops. `deid` says what becomes of de-identification tokens (`___`, `XXXX`): "remove" takes
-    them out together with the words that only introduced them, "keep" leaves them.
+    them out together with the words that only introduced them, "keep" leaves them. `priors` says what becomes of
+    comparisons with earlier studies: "keep" leaves them, "remove" takes them out (see `remove_priors`).
 
     >>> clean_report("1. A 1.2-cm nodule, seen on ___.\\n2. Compression of T11. No PTX.")
     'A 1.2-cm nodule, seen. Compression of T11. No PTX.'
     """
-    if deid not in ("remove", "keep"):
-        raise ValueError(f"deid={deid!r}: choose 'remove' or 'keep'")
+    for name, value, known in (("deid", deid, ("remove", "keep")), ("priors", priors, ("keep", "remove"))):
+        if value not in known:
+            raise ValueError(f"{name}={value!r}: choose {known[0]!r} or {known[1]!r}")
     text = re.sub(r"_{10,}", " ", text.replace("\r\n", "\n"))
+    text = re.sub(r"(?m)^[ \t]*[*\u2022][ \t]+", ". ", text)
     text = _drop_numbering(text)
     if deid == "remove":
         text = _DEID.sub(" ", text)
+    text = _tidy(text)
+    return remove_priors(text) if priors == "remove" else text
+
+
+def _tidy(text: str) -> str:
+    """One line, no blanks before punctuation, none of the punctuation that removed words leave; a full stop ends it."""
     text = re.sub(r"\s+", " ", text).strip()
     text = re.sub(r" +(?=[,.;:)?!])", "", text)
     text = re.sub(r"([,;:])(?=[,;:.])", "", text)  # what a removed token leaves: ", ." and ",,"
@@ -118,6 +181,26 @@ def clean_report(text: str, deid: str = "remove") -> str:
     text = re.sub(r"(?<=[.!?]) [.,;:]+(?= |$)|^[.,;:\s]+", "", text)
     text = text.rstrip(" ,;:")
     return text if not text or text[-1] in ".!?" else f"{text}."
+
+
+def remove_priors(text: str) -> str:
+    """Take comparisons with earlier studies out of a cleaned report; findings, numbers and negations stay.
+
+    Sentences that say nothing but "no change" go whole. By rules: what is woven into a finding ("has increased",
+    "interval removal of the tube") stays.
+
+    >>> remove_priors("Compared to the prior study, the small effusion is unchanged. No interval change.")
+    'The small effusion.'
+    """
+    sentences = []
+    for sentence in re.split(r"(?<=[.!?]) +(?=[A-Z])", text):
+        kept = sentence
+        for pattern in _COMPARISONS:
+            kept = pattern.sub(" " if pattern.pattern[0] != "," else "", kept)
+        kept = _tidy(kept)
+        if kept.strip(".") and not _ONLY_CHANGE.fullmatch(kept.strip(".")):
+            sentences.append(kept[0].upper() + kept[1:] if sentence[0].isupper() else kept)
+    return " ".join(sentences)
 
 
 def _drop_numbering(text: str) -> str:
@@ -132,7 +215,7 @@ def _drop_numbering(text: str) -> str:
         if number not in (1, expected) or wrapped:
             return match[0]
         expected = number + 1
-        return ". " if match["before"] == "\n" else match["before"]  # list items often lack a full stop
+        return match["before"] if match["before"].strip() else ". "  # list items often lack a full stop
 
     return _NUMBERING.sub(drop, text)
 
@@ -141,3 +224,24 @@ def report_text(findings: str, impression: str) -> str:
     """Join cleaned sections into the training target, "Findings: ... Impression: ..."; "" if both are empty."""
     named = (("Findings", findings), ("Impression", impression))
     return " ".join(f"{name}: {text}" for name, text in named if text)
+
+
+def clean_reports(
+    texts: Iterable[str], deid: str = "remove", priors: str = "keep", jobs: int | None = None, progress: bool = False
+) -> pd.DataFrame:
+    """Sections and cleaning for n report files at once: n rows x indication, findings, impression, report.
+
+    `deid` and `priors` as in `clean_report`; `jobs` and the bar as in `parallel.map_chunks`.
+    """
+    chunks = map_chunks(_clean_chunk, texts, deid, priors, jobs=jobs, title="cleaning" if progress else "")
+    return pd.DataFrame([row for rows in chunks for row in rows], columns=["indication", *TARGETS, "report"])
+
+
+def _clean_chunk(texts: Sequence[str], deid: str, priors: str) -> list[tuple[str, str, str, str]]:
+    rows = []
+    for text in texts:
+        sections = parse_sections(text or "")
+        findings, impression = (clean_report(sections[name], deid, priors) for name in TARGETS)
+        indication = clean_report(sections["indication"], deid)
+        rows.append((indication, findings, impression, report_text(findings, impression)))
+    return rows

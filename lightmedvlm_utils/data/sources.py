@@ -1,13 +1,18 @@
-"""What the readers of all data sets share: skipping with a reason, decoding text, collecting image files."""
+"""What the readers of all data sets share: tables, skipping with a reason, decoding text, collecting image files."""
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 
+from lightmedvlm_utils.errors import UserError
+
+SPLITS = ("train", "validate", "test")
 MAX_REPORT_BYTES = 1 << 20  # the longest real report is under 20 kB; more is damage or a decompression bomb
-_VIEW_ORDER = {"PA": 0, "AP": 1}
+_VIEW_ORDER = {"PA": 0, "AP": 1, "FRONTAL": 2}
 
 
 class SkipFile(Exception):
@@ -17,6 +22,37 @@ class SkipFile(Exception):
 def skipped_table(skipped: list[tuple]) -> pd.DataFrame:
     """DataFrame of (study_id or None, file, reason)."""
     return pd.DataFrame(skipped, columns=["study_id", "file", "reason"])
+
+
+def read_csv(path: Path, columns: Iterable[str]) -> pd.DataFrame:
+    """Read a CSV, gzipped or not; UserError if it is missing, damaged or lacks one of `columns`."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing; data_root must be the folder that holds it.")
+    try:
+        frame = pd.read_csv(path, low_memory=False)
+    except (OSError, EOFError, zlib.error, ValueError) as error:  # ValueError: parser errors, wrong encodings
+        raise UserError(f"{path} cannot be read ({error}); download it again.") from error
+    missing = [column for column in columns if column not in frame]
+    if missing:
+        raise UserError(f"{path} has no column {', '.join(missing)}; is it the right table?")
+    return frame
+
+
+def refuse_duplicates(frame: pd.DataFrame, column: str, path: Path) -> None:
+    """UserError where a value of `column`, a key of the table in `path`, occurs more than once."""
+    repeated = frame.loc[frame[column].duplicated(), column]
+    if len(repeated):
+        raise UserError(
+            f"{path} lists {column} {repeated.iloc[0]} more than once ({len(repeated)} repeats); keep one row of each."
+        )
+
+
+def refuse_two(frame: pd.DataFrame, key: str, value: str, what: str, problem: str) -> None:
+    """UserError "<what> <key> <problem>" where one `key` has two different `value`s."""
+    counts = frame.groupby(key)[value].nunique()
+    if (counts > 1).any():
+        several = int((counts > 1).sum())
+        raise UserError(f"{what} {counts.index[counts > 1][0]} {problem} ({several} such); use one release unchanged.")
 
 
 def file_bytes(path: Path) -> bytes:
@@ -41,7 +77,7 @@ def decode_report(data: bytes) -> str:
 
 
 def usable_images(candidates: list[tuple[Path, str, str]], study_id: int, skipped: list) -> list[dict]:
-    """The images that are there, frontal first (PA, AP, others), as {"path", "view"}.
+    """The images that are there, frontal first (PA, AP, FRONTAL, others), as {"path", "view"}.
 
     `candidates`: (path, view, name for the skipped table). Missing and empty files are added to `skipped`.
     """
@@ -53,4 +89,4 @@ def usable_images(candidates: list[tuple[Path, str, str]], study_id: int, skippe
             skipped.append((study_id, name, "image file is empty"))
         else:
             images.append({"path": str(path), "view": view})
-    return sorted(images, key=lambda image: (_VIEW_ORDER.get(image["view"], 2), image["path"]))
+    return sorted(images, key=lambda image: (_VIEW_ORDER.get(image["view"], 3), image["path"]))
