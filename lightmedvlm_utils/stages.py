@@ -82,22 +82,20 @@ def study_features(step: Step, reporter: Reporter, studies: pd.DataFrame) -> lis
 def stage_examples(step: Step, number: int, studies: pd.DataFrame, processor: Processor, split: str) -> list[Example]:
     """What stage `number` learns from (`split="train"`) or is measured on (`"validate"`).
 
-    Stages 1 and 2 learn reports, and beside them `questions_per_study` yes/no questions: a one-word answer ties the
-    image to a finding far sooner than a report of a hundred words. Stage 3 learns questions, with `report_replay` of
-    the reports among them so that one model keeps both skills. Validation has the stage's own task alone.
+    Stages 1 and 2 learn reports. Stage 3 learns questions, with `report_replay` of the reports among them so that
+    one model keeps both skills; its validation has questions alone.
     """
     settings = step.profile.stage(number)
     rows = studies[studies.split == split]
     if rows.empty:
         raise UserError(f"The study table has no {split} studies; run notebooks 01 and 02 on more data.")
-    reports, questions = report_examples(rows, processor), []
-    if number == 3 or (split == "train" and settings.questions_per_study > 0):
-        synthetic = settings.synthetic_minority and split == "train"
-        asked = build_questions(rows, settings.questions_per_study, step.seed, synthetic_minority=synthetic)
-        questions = question_examples(asked, rows, processor)
     if number < 3:
-        return reports + questions
+        return report_examples(rows, processor)
+    synthetic = settings.synthetic_minority and split == "train"
+    asked = build_questions(rows, settings.questions_per_study, step.seed, synthetic_minority=synthetic)
+    questions = question_examples(asked, rows, processor)
     if split == "train" and settings.report_replay > 0:
+        reports = report_examples(rows, processor)
         count = round(settings.report_replay * len(reports))
         questions += [reports[i] for i in np.random.default_rng(step.seed).permutation(len(reports))[:count]]
     return questions

@@ -254,18 +254,20 @@ def warm_up_diseases(
     settings: StageSettings,
     seed: int = 0,
     batch_size: int = 32,
+    rate: float = 2e-3,
 ) -> list[float]:
     """Train SASA alone, on its disease loss alone, in place; returns the mean loss of each epoch.
 
     No text is read and the language model does not run, so an epoch takes seconds. `studies` holds study_id and the
-    14 labels. Raises UserError for a model without disease queries.
+    14 labels; the learning rate rises to `rate` and falls as `settings` say. Raises UserError for a model without
+    disease queries.
     """
     if not getattr(model.connector, "has_disease_head", False):
         raise UserError("Only SASA has disease queries to warm up; the plain projector and thesis checkpoints do not.")
     device = next(model.parameters()).device
     targets = disease_targets(studies[list(LABELS)].to_numpy(dtype=float)).to(device)
     study_ids = studies.study_id.to_numpy()
-    optimizer = torch.optim.AdamW(model.connector.parameters(), settings.connector_lr, weight_decay=0.05)
+    optimizer = torch.optim.AdamW(model.connector.parameters(), rate, weight_decay=0.05)
     rng, steps, step, losses = np.random.default_rng(seed), epochs * math.ceil(len(studies) / batch_size), 0, []
     torch.manual_seed(seed)
     model.train_only("connector")
@@ -273,7 +275,7 @@ def warm_up_diseases(
     for _ in range(epochs):
         total = 0.0
         for rows in np.split(rng.permutation(len(studies)), range(batch_size, len(studies), batch_size)):
-            optimizer.param_groups[0]["lr"] = learning_rate(step, steps, settings.connector_lr, settings)
+            optimizer.param_groups[0]["lr"] = learning_rate(step, steps, rate, settings)
             step += 1
             images = _to(store(study_ids[rows]), device)
             loss = model.disease_loss(model.image_tokens(**images), targets[rows], images.get("view_mask"))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lightmedvlm_utils.config import LABELS, StageSettings
+from lightmedvlm_utils.errors import UserError
 from lightmedvlm_utils.model import lora
 from lightmedvlm_utils.model.modeling import PARTS, LightMedVLM
 from lightmedvlm_utils.training import (
@@ -21,6 +22,7 @@ from lightmedvlm_utils.training import (
     question_examples,
     report_examples,
     train,
+    warm_up_diseases,
 )
 
 STAGES = {
@@ -126,3 +128,21 @@ def test_stored_features_are_what_the_encoder_gives(make_model, tmp_path):
     store = encode_studies(model, processor, studies, batch_size=2)
     direct = model.encode_images(**processor.images([[str(tmp_path / "2.png")]]))
     torch.testing.assert_close(store([2])["image_features"], direct.detach(), atol=2e-3, rtol=2e-3)
+
+
+def test_warm_up_teaches_sasa_alone_to_say_the_states(make_model):
+    model, _ = make_model()
+    torch.manual_seed(0)
+    model.connector.state_words.normal_()  # a random model's own words hardly differ
+    studies = pd.DataFrame({"study_id": range(8), **{label: [0.0, 1.0] * 4 for label in LABELS}})
+    features = torch.randn(2, 49, 16).repeat(4, 1, 1)  # two kinds of study, with and without all findings
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    losses = warm_up_diseases(model, FeatureStore(studies.study_id, features), studies, 30, StageSettings(1, 2, 1e-3))
+    assert len(losses) == 30 and losses[-1] < 0.5 * losses[0]
+    logits = model.disease_logits(model.image_tokens(image_features=features[:2]))
+    assert (logits[1] > logits[0]).all()
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved and all(name.startswith("connector.") for name in moved)
+    assert "connector.state_words" not in moved
+    with pytest.raises(UserError, match="warm up"):
+        warm_up_diseases(make_model("mlp")[0], None, studies, 1, StageSettings(1, 2, 1e-3))
