@@ -27,6 +27,7 @@ from lightmedvlm_utils.training import (
     FeatureStore,
     ImageStore,
     Store,
+    evaluate_loss,
     prepare_stage,
     question_examples,
     report_examples,
@@ -104,7 +105,8 @@ def stage_examples(step: Step, number: int, studies: pd.DataFrame, processor: Pr
 def run_stage(step: Step, number: int, connector: str, training: pd.DataFrame, validation: pd.DataFrame) -> StageResult:
     """Train one stage of one connector and save it, or load it where the step is up to date.
 
-    `training` and `validation` are study tables; only their train and validate rows are used.
+    `training` and `validation` are study tables; only their train and validate rows are used. With a disease warm-up
+    the history starts with two records of step 0, from before and after it.
     """
     folder = step.folder / connector
     history_path = step.folder / f"{connector}_history.json"
@@ -115,20 +117,15 @@ def run_stage(step: Step, number: int, connector: str, training: pd.DataFrame, v
     model, processor = start_of_stage(step, number, connector)
     prepare_stage(model, settings, profile.lora_rank, profile.lora_alpha, profile.lora_dropout, step.seed)
     store = image_store(step, number, pd.concat([training, validation]), processor)
+    held_out = stage_examples(step, number, validation, processor, "validate")
+    history = []
     if settings.disease_warmup and getattr(model.connector, "has_disease_head", False):
+        history = [{"step": 0, "epoch": 0, **evaluate_loss(model, processor, held_out, store, profile.precision)}]
         rows = training[training.split == "train"]
         losses = warm_up_diseases(model, store, rows, settings.disease_warmup, settings, step.seed)
         print(f"disease warm-up: loss {losses[0]:.3f} in its first epoch, {losses[-1]:.3f} in its last")
-    history = train(
-        model,
-        processor,
-        stage_examples(step, number, training, processor, "train"),
-        store,
-        settings,
-        stage_examples(step, number, validation, processor, "validate"),
-        seed=step.seed,
-        precision=profile.precision,
-    )
+    examples = stage_examples(step, number, training, processor, "train")
+    history += train(model, processor, examples, store, settings, held_out, step.seed, profile.precision)
     save_checkpoint(model, processor, folder)
     write_json(history_path, history)
     return StageResult(model, processor, history, folder)

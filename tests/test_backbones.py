@@ -140,3 +140,16 @@ def test_augmentation_moves_image_and_masks_together():
 def test_pretraining_patients_are_not_the_courses():
     course = {p.anatomy_seed for p in sample_patients(50, 0)}
     assert course.isdisjoint(p.anatomy_seed for p in sample_patients(50, vision.FIRST_SEED))
+
+
+def test_the_swin_is_pretrained_by_several_processes_and_can_be_continued(tmp_path, monkeypatch):
+    monkeypatch.setattr(vision, "_CHUNK", 2)
+    for chunk in range(2):
+        vision.render_chunk(tmp_path, chunk)
+    for start, runs in ((None, 1), (tmp_path / "swin", 2)):
+        record = vision.pretrain_vision(
+            vision.VisionRun(tmp_path / "swin", tmp_path, minutes=0.001, start=start, batch_size=2)
+        )
+        assert len(record["runs"]) == runs and record["runs"][-1]["images_seen"] >= 2
+    encoder, _ = backbones.load_vision(str(tmp_path / "swin"))
+    assert encoder.forward_features(torch.zeros(1, 3, vision.IMAGE_SIZE, vision.IMAGE_SIZE)).shape == (1, 7, 7, 192)
