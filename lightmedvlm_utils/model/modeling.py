@@ -31,7 +31,7 @@ from lightmedvlm_utils.config import LABELS
 from lightmedvlm_utils.errors import UserError
 from lightmedvlm_utils.model import lora
 from lightmedvlm_utils.model.configuration import LightMedVLMConfig, checkpoint_folder
-from lightmedvlm_utils.model.connectors import build_connector
+from lightmedvlm_utils.model.connectors import SASA, build_connector
 
 PARTS = ("vision_encoder", "connector", "language_model")
 WEIGHTS = "model.safetensors"
@@ -214,17 +214,14 @@ class LightMedVLM(PreTrainedModel, GenerationMixin):
         image_features: Tensor | None = None,
     ) -> Tensor:
         """(I, Q, H, W): where each of `query_names` looks; each map sums to 1. Raises UserError without SASA."""
-        if not hasattr(self.connector, "attention_maps"):
-            raise UserError("This model has the plain projector; only a SASA model has disease queries.")
+        sasa = self._sasa()
         if image_features is None:
             image_features = self.encode_images(pixel_values, view_mask)
-        return self.connector.attention_maps(image_features)
+        return sasa.attention_maps(image_features)
 
     def disease_logits(self, image_tokens: Tensor, view_mask: Tensor | None = None) -> Tensor:
         """(I, Q, D) -> (B, 14): the logit of each label, mean over views that stand side by side."""
-        if not hasattr(self.connector, "disease_logits"):
-            raise UserError("This model has the plain projector; only a SASA model has disease queries.")
-        logits = self.connector.disease_logits(image_tokens)  # (I, 14)
+        logits = self._sasa().disease_logits(image_tokens)  # (I, 14)
         side_by_side = self.config.views == "side_by_side" and view_mask is not None
         return study_mean(logits, view_mask) if side_by_side else logits
 
@@ -232,7 +229,12 @@ class LightMedVLM(PreTrainedModel, GenerationMixin):
         """`SASA.disease_loss`, mean over the known targets (B, 14); every view of a study has its study's targets."""
         if len(image_tokens) != len(targets):  # views side by side
             targets = targets.repeat_interleave(view_mask.sum(1), 0)
-        return self.connector.disease_loss(image_tokens.float(), targets)
+        return self._sasa().disease_loss(image_tokens.float(), targets)
+
+    def _sasa(self) -> SASA:
+        if not isinstance(self.connector, SASA):
+            raise UserError("This model has the plain projector; only a SASA model has disease queries.")
+        return self.connector
 
     # What learns, and what it costs
 

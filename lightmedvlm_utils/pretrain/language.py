@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from lightmedvlm_utils.config import LABELS
 from lightmedvlm_utils.data.questions import build_questions
+from lightmedvlm_utils.model.connectors import STATES
 from lightmedvlm_utils.model.processing import (
     END_OF_TURN,
     IMAGE_TOKEN,
@@ -37,7 +38,7 @@ from lightmedvlm_utils.runs import atomic_path
 SPECIAL_TOKENS = (PADDING, "<|im_start|>", END_OF_TURN, "<|vision_start|>", "<|vision_end|>", IMAGE_TOKEN)
 VOCABULARY = 1600
 NUM_FACTS = 20
-STATE_WORDS = {1.0: "present", 0.0: "absent", -1.0: "possible"}
+STATE_WORDS = dict(zip((0.0, -1.0, 1.0), STATES, strict=True))  # the words that SASA's disease loss will use
 # GPT-style splitting: a word with its leading space, digits one by one, runs of punctuation.
 _SPLIT = r"""[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
 _SENTENCE = re.compile(r"(?<=[.])\s+")
@@ -85,7 +86,7 @@ def small_language_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM
 
 def facts(states: np.ndarray, report: str, rng: np.random.Generator) -> list[str]:
     """A study's facts in words: each label with its state, and some sentences of the report; NUM_FACTS at most."""
-    labels = [f" {label} {STATE_WORDS.get(state, 'absent')}" for label, state in zip(LABELS, states, strict=True)]
+    labels = [f" {label} {STATE_WORDS.get(state, STATES[0])}" for label, state in zip(LABELS, states, strict=True)]
     sentences = [sentence for sentence in _SENTENCE.split(report) if sentence]
     keep = rng.random() * 0.7
     chosen = [" " + sentence for sentence in sentences if rng.random() < keep]
