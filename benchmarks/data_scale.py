@@ -22,13 +22,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lightmedvlm_utils.config import LABELS
 from lightmedvlm_utils.data.clusters import cluster_labels, label_matrix, silhouette
 from lightmedvlm_utils.data.labels import label_reports
 from lightmedvlm_utils.data.openi import package_file
 from lightmedvlm_utils.data.parallel import map_chunks
 from lightmedvlm_utils.data.readers import read_studies
 from lightmedvlm_utils.data.reports import clean_reports
+from lightmedvlm_utils.observations import LABELS
 
 REPORTS = 227_835
 

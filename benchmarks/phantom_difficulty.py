@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
-from lightmedvlm_utils.config import FINDINGS
+from lightmedvlm_utils.observations import FINDINGS
 from lightmedvlm_utils.phantom.images import render
 from lightmedvlm_utils.phantom.patients import Study, sample_patients, true_states
 

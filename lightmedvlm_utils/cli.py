@@ -1,4 +1,4 @@
-"""The command line: `lightmedvlm run | report | vqa | check | import-thesis`.
+"""The command line: `lightmedvlm run | config | report | vqa | check | import-thesis`.
 
 Nothing heavy is imported before the arguments are understood, so that `--help` and mistakes answer at once.
 Exit codes: 0 done, 1 a defect, 2 something the user can put right, 130 interrupted.
@@ -17,6 +17,8 @@ from pathlib import Path
 from lightmedvlm_utils import __version__
 from lightmedvlm_utils.config import DATASETS, NOT_FOR_CLINICAL_USE, PROFILES
 from lightmedvlm_utils.errors import UserError
+
+DEFAULT_PROFILE = "laptop"
 
 # What a user can put right about a file; any other OSError is a defect and keeps its traceback.
 _FILE_TROUBLE = {
@@ -62,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"lightmedvlm {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_run(commands)
+    _add_config(commands)
     _add_report(commands)
     _add_vqa(commands)
     check = commands.add_parser("check", help="report packages, hardware and the state of the runs")
@@ -77,7 +80,7 @@ def _add_run(commands) -> None:
         help="execute the notebooks in order",
         description="Execute the course notebooks in order; steps that are already done are kept.",
     )
-    run.add_argument("--profile", default="laptop", choices=PROFILES, help="size of everything (%(default)s)")
+    _add_settings(run)
     run.add_argument("--dataset", default="phantom", choices=DATASETS, help="data set (%(default)s)")
     run.add_argument("--data-root", default="", metavar="DIR", help="folder of a real data set")
     run.add_argument("--run-name", default="", metavar="NAME", help="folder under outputs/ (the profile's name)")
@@ -99,6 +102,29 @@ def _add_run(commands) -> None:
     run.set_defaults(command=_run)
 
 
+def _add_config(commands) -> None:
+    config = commands.add_parser(
+        "config",
+        help="print a profile's settings as YAML",
+        description="Print every setting of a profile, with yours in their place, as YAML that --config reads back.",
+    )
+    _add_settings(config)
+    config.set_defaults(command=_config)
+
+
+def _add_settings(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--profile", choices=PROFILES, help=f"size of everything ({DEFAULT_PROFILE})")
+    command.add_argument("--config", metavar="FILE", help="YAML file of settings, as `lightmedvlm config` prints them")
+    command.add_argument(
+        "--set",
+        dest="assignments",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting instead of the profile's, like stage2.epochs=3; repeatable",
+    )
+
+
 def _add_image_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--image",
@@ -108,6 +134,9 @@ def _add_image_options(command: argparse.ArgumentParser) -> None:
         help="chest X-ray as PNG, JPEG or DICOM; repeat it for further views of the same study",
     )
     command.add_argument("--model", metavar="DIR", help="checkpoint folder (the newest trained run)")
+    command.add_argument(
+        "--plugin", action="append", default=[], metavar="MODULE", help="module that registers the model's connector"
+    )
     command.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -145,9 +174,27 @@ def _add_import(commands) -> None:
     command.set_defaults(command=_import)
 
 
+def _given_settings(arguments) -> tuple[str, dict]:
+    """(profile, settings): the file's, those of the command line before them."""
+    from lightmedvlm_utils.settings import from_assignments, from_file
+
+    profile, settings = from_file(arguments.config) if arguments.config else ("", {})
+    if profile and arguments.profile not in (None, profile):
+        raise UserError(f"{arguments.config} is for profile {profile!r}, not {arguments.profile!r}; drop --profile.")
+    return arguments.profile or profile or DEFAULT_PROFILE, settings | from_assignments(arguments.assignments)
+
+
+def _config(arguments) -> int:
+    from lightmedvlm_utils.settings import resolve, to_yaml
+
+    print(to_yaml(resolve(*_given_settings(arguments))), end="")
+    return 0
+
+
 def _run(arguments) -> int:
-    from lightmedvlm_utils.execution import NotebookFailed
-    from lightmedvlm_utils.runner import run_course
+    profile, settings = _given_settings(arguments)
+    from lightmedvlm_utils.course.kernel import NotebookFailed
+    from lightmedvlm_utils.course.runner import run_course
 
     def say(*texts, **options) -> None:
         print(*texts, **options, file=sys.stderr if arguments.json else sys.stdout)
@@ -158,15 +205,16 @@ def _run(arguments) -> int:
         raise UserError(f"Parameter {sorted(repeated)[0]!r} is given twice; give it once.")
     try:
         record = run_course(
-            arguments.profile,
+            profile,
             arguments.dataset,
             arguments.data_root,
             arguments.run_name,
             arguments.seed,
             arguments.first,
             arguments.last,
-            dict(arguments.parameters),
-            arguments.force,
+            parameters=dict(arguments.parameters),
+            force=arguments.force,
+            settings=settings,
             say=say,
         )
     except NotebookFailed as failure:
@@ -183,13 +231,16 @@ def _open(arguments):
 
     views = [read_image(path) for path in arguments.image]
     from lightmedvlm_utils import inference
+    from lightmedvlm_utils.settings import load_plugins
+
+    load_plugins(arguments.plugin)
 
     folder = Path(arguments.model) if arguments.model else inference.newest_model()
     return views, inference.load(folder), folder
 
 
 def _report(arguments) -> int:
-    from lightmedvlm_utils.runs import write_text
+    from lightmedvlm_utils.files import write_text
 
     if arguments.output:
         _check_output(Path(arguments.output))
@@ -240,7 +291,7 @@ def _vqa(arguments) -> int:
 
 
 def _check(arguments) -> int:
-    from lightmedvlm_utils.environment import collect, format_report
+    from lightmedvlm_utils.course.check import collect, format_report
 
     report = collect()
     print(json.dumps(report, indent=1) if arguments.json else format_report(report))
@@ -253,8 +304,8 @@ def _import(arguments) -> int:
         raise UserError(f"{folder} exists and is not empty; name a new folder.")
     from dataclasses import asdict
 
+    from lightmedvlm_utils.course.stages import save_checkpoint
     from lightmedvlm_utils.model.thesis import LANGUAGE_MODEL, VISION, load_thesis_checkpoint
-    from lightmedvlm_utils.stages import save_checkpoint
 
     model, processor, account = load_thesis_checkpoint(
         arguments.checkpoint,

@@ -17,9 +17,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lightmedvlm_utils import plots
-from lightmedvlm_utils.config import FINDINGS, NOT_FOR_CLINICAL_USE
+from lightmedvlm_utils.config import NOT_FOR_CLINICAL_USE
 from lightmedvlm_utils.data.images import read_image
 from lightmedvlm_utils.errors import UserError
+from lightmedvlm_utils.observations import FINDINGS
 
 NO_OVERLAY = "image only"
 _BANNER = "background:#FFF3CD;color:#664D03;padding:6px 10px;border-left:4px solid #E69F00"

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightmedvlm_utils.config import LABELS
+from lightmedvlm_utils.device import Precision, choose_device
 from lightmedvlm_utils.errors import UserError
+from lightmedvlm_utils.files import outputs_root
 from lightmedvlm_utils.model.modeling import LightMedVLM
-from lightmedvlm_utils.model.processing import Processor
-from lightmedvlm_utils.runs import device_report, outputs_root
+from lightmedvlm_utils.model.processing import Processor, as_views
 
 Image = Path | str | np.ndarray | Sequence | Tensor
 MODEL_STEP = "06_stage3_vqa"  # its model has been through all stages and does both tasks
@@ -35,10 +35,14 @@ class Answer(NamedTuple):
 class Reporter:
     """A model and its processor, ready to be asked."""
 
-    def __init__(self, model: LightMedVLM, processor: Processor, precision: str = "auto", batch_size: int = 32):
-        self.device, self.dtype, _ = device_report(precision)
-        self.model, self.processor = model.to(self.device).eval(), processor
+    def __init__(self, model: LightMedVLM, processor: Processor, precision: Precision = "auto", batch_size: int = 32):
+        self.where = choose_device(precision)
+        self.model, self.processor = model.to(self.where.device).eval(), processor
         self.batch_size = batch_size
+
+    @property
+    def device(self) -> torch.device:
+        return self.where.device
 
     def report(self, images: Sequence[Image], num_beams: int = 1, max_new_tokens: int | None = None) -> list[str]:
         """One report an image, decoded greedily or by beam search."""
@@ -46,9 +50,9 @@ class Reporter:
         for batch in self._batches(images):
             inputs = self._inputs(batch)
             text = self.processor.for_generation([self.processor.report_prompt(n) for n in _views(inputs)])
-            with self._autocast():
+            with self.where.autocast():
                 ids = self.model.generate(
-                    **self._to_device(text | inputs),
+                    **self.where.move(text | inputs),
                     max_new_tokens=max_new_tokens or self.processor.max_report_tokens,
                     num_beams=num_beams,
                     do_sample=False,
@@ -67,60 +71,57 @@ class Reporter:
         for batch in self._batches(list(zip(images, questions, strict=True))):
             inputs = self._inputs([image for image, _ in batch])
             prompts = [self.processor.question_prompt(q, n) for (_, q), n in zip(batch, _views(inputs), strict=True)]
-            with self._autocast():
+            with self.where.autocast():
                 text = self.processor.for_generation(prompts)
-                logits = self.model(**self._to_device(text | inputs)).logits[:, -1]
+                logits = self.model(**self.where.move(text | inputs)).logits[:, -1]
             probabilities = logits[:, [yes, no]].float().softmax(-1)[:, 0].tolist()
             answers += [Answer("yes" if p >= 0.5 else "no", p) for p in probabilities]
         return answers
 
     @torch.inference_mode()
     def findings(self, images: Sequence[Image]) -> np.ndarray:
-        """(n, 14) probabilities of the labels, from SASA's disease queries alone."""
+        """(n, 14) probabilities of the labels, from the connector's disease queries alone; UserError without any."""
         rows = []
         for batch in self._batches(images):
-            inputs = self._to_device(self._inputs(batch))
-            with self._autocast():
+            inputs = self.where.move(self._inputs(batch))
+            with self.where.autocast():
                 tokens = self.model.image_tokens(**inputs)
                 rows.append(self.model.disease_logits(tokens, inputs.get("view_mask")).float().sigmoid().cpu())
         return torch.cat(rows).numpy()
 
     @torch.inference_mode()
     def attention(self, image: Image) -> dict[str, np.ndarray]:
-        """Where each disease query looks: label -> (H, W) map that sums to 1; of views side by side the first."""
-        with self._autocast():
-            maps = self.model.attention_maps(**self._to_device(self._inputs([image])))[0]  # (Q, H, W)
-        return dict(zip(LABELS, maps.float().cpu().numpy(), strict=False))
+        """Where each disease query looks: label -> (H, W) map that sums to 1; of views side by side the first.
 
-    @torch.inference_mode()
+        Raises UserError for a connector without attention maps."""
+        with self.where.autocast():
+            maps = self.model.attention_maps(**self.where.move(self._inputs([image])))[0]  # (Q, H, W)
+        return dict(zip(self.model.connector.token_labels, maps.float().cpu().numpy(), strict=False))
+
     def features(self, images: Sequence[Image]) -> list[Tensor]:
         """The encoder's tokens (N, C) of each image: compute them once where an image is asked many times.
 
         Raises UserError for a model that takes views side by side: then a study has no one set of tokens.
         """
+        return [tokens for batch in self.encoded(images) for tokens in batch.float()]
+
+    @torch.inference_mode()
+    def encoded(self, images: Sequence[Image]) -> Iterator[Tensor]:
+        """The encoder's tokens (B, N, C) on the CPU, batch by batch; UserError as for `features`."""
         if self.model.config.views != "mean":
             raise UserError("Features are kept for models that average a study's views; give this one the images.")
-        rows = []
         for batch in self._batches(images):
-            with self._autocast():
-                rows += self.model.encode_images(**self._to_device(self._inputs(batch))).float().cpu()
-        return rows
+            with self.where.autocast():
+                yield self.model.encode_images(**self.where.move(self._inputs(batch))).cpu()
 
     def _inputs(self, images: Sequence[Image]) -> dict[str, Tensor]:
         if isinstance(images[0], Tensor):
             return {"image_features": torch.stack(list(images)).float()}
-        single = (str, Path, np.ndarray)
-        return self.processor.images([[image] if isinstance(image, single) else image for image in images])
+        return self.processor.images(list(map(as_views, images)))
 
     def _batches(self, items: Sequence) -> Iterator[list]:
         for start in range(0, len(items), self.batch_size):
             yield list(items[start : start + self.batch_size])
-
-    def _autocast(self):
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
-
-    def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: value.to(self.device) for name, value in batch.items()}
 
 
 def _views(inputs: dict[str, Tensor]) -> list[int]:
@@ -145,7 +146,7 @@ def newest_model() -> Path:
     """
     manifests = sorted(outputs_root().glob(f"*/{MODEL_STEP}/manifest.json"), key=lambda p: p.stat().st_mtime)
     for manifest in reversed(manifests):
-        folder = manifest.parent / json.loads(manifest.read_text())["parameters"]["connector"]
+        folder = manifest.parent / json.loads(manifest.read_text())["parameters"]["connectors"][0]
         if folder.is_dir():
             return folder
     raise UserError(

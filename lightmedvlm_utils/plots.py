@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from textwrap import fill
 
@@ -12,27 +13,22 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lightmedvlm_utils.localization import enlarge
-from lightmedvlm_utils.runs import atomic_path
+from lightmedvlm_utils.evaluation.localization import enlarge
+from lightmedvlm_utils.evaluation.systems import Systems
+from lightmedvlm_utils.files import atomic_path
 
 # Okabe and Ito's palette: told apart with every common form of color blindness.
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 SKY, PINK, GRAY, BLACK = "#56B4E9", "#CC79A7", "#8C8C8C", "#222222"
 PALETTE = (BLUE, ORANGE, GREEN, RED, SKY, PINK, GRAY)
-SYSTEM_NAMES = {
-    "sasa": "SASA",
-    "mlp": "plain projector",
-    "sasa_stage3": "SASA after stage 3",
-    "nearest_neighbour": "nearest neighbor",
-    "most_frequent": "most frequent",
-    "shuffled_image": "SASA, another patient's image",
-    "shuffled_image_mlp": "projector, another patient's image",
-    "blind": "SASA, average image",
-    "center": "image center",
-    "uniform": "uniform map",
-}
-_SYSTEM_COLORS = {"sasa": BLUE, "sasa_stage3": SKY, "mlp": ORANGE}  # baselines are gray
+CONNECTOR_COLORS = (BLUE, ORANGE, GREEN, PINK, RED)
 WIDTH = 8.0  # inches
+
+
+def system_colors(systems: Systems) -> dict[str, str]:
+    """One color for each connector, in their order, and a paler one for the final model; baselines are gray."""
+    colors = cycle(CONNECTOR_COLORS)
+    return {**{connector: next(colors) for connector in systems.connectors}, systems.final: SKY}
 
 
 def set_style() -> None:
@@ -110,37 +106,6 @@ def attention_overlay(
 # -------------------------------------------------------------------------------------------------- curves
 
 
-def loss_curves(
-    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], ylabel: str = "loss", smooth: int = 0
-) -> Figure:
-    """`{name: (steps, values)}` as lines; `smooth` > 1 adds a running mean over a pale raw line.
-
-    Curves with few points (validation) get markers.
-    """
-    figure, ax = plt.subplots(figsize=(WIDTH * 0.75, 3.2))
-    for color, (name, (steps, values)) in zip(PALETTE, curves.items(), strict=False):
-        few = len(values) <= 20
-        smoothed = smooth > 1 and not few
-        label = None if smoothed else name
-        ax.plot(steps, values, "o-" if few else "-", color=color, alpha=0.3 if smoothed else 1, label=label)
-        if smoothed:
-            mean = pd.Series(values).rolling(smooth, min_periods=1, center=True).mean()
-            ax.plot(steps, mean, color=color, label=name)
-    ax.set(xlabel="step", ylabel=ylabel)
-    ax.legend()
-    return figure
-
-
-def training_curves(history: Sequence[Mapping[str, float]], smooth: int = 25) -> Figure:
-    """Text loss per step and validation loss per epoch, from the history that `training.train` returns."""
-    curves = {}
-    for name, key in (("training", "text_loss"), ("validation", "validation_loss")):
-        points = [(record["step"], record[key]) for record in history if key in record]
-        if points:
-            curves[name] = tuple(zip(*points, strict=True))
-    return loss_curves(curves, ylabel="loss per token", smooth=smooth)
-
-
 def calibration_curve(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """Reliability of `{name: metrics.calibration_table(...)}`; a dot's area is its share of the questions."""
     figure, ax = plt.subplots(figsize=(4.4, 4))
@@ -176,27 +141,29 @@ def label_bars(table: pd.DataFrame, xlabel: str = "studies", percent: bool = Fal
 
 
 def metric_bars(
-    table: pd.DataFrame, metrics: Mapping[str, str], systems: Sequence[str], chance: float | None = None
+    table: pd.DataFrame, metrics: Mapping[str, str], systems: Systems, chance: float | None = None
 ) -> Figure:
     """A panel per metric with a bar per system and its 95 % interval.
 
-    `table`: metrics.json as a DataFrame, at most one row per system and metric. `metrics`: `{metric: title}`.
-    `chance` draws a dashed line.
+    `table`: metrics.json as a DataFrame, at most one row per system and metric; those of `systems` in it are drawn.
+    `metrics`: `{metric: title}`. `chance` draws a dashed line.
     """
-    size = (WIDTH, 0.9 + 0.32 * len(systems))
+    there, colors = set(table["system"]), system_colors(systems)
+    names = {system: name for system, name in systems.names().items() if system in there}
+    size = (WIDTH, 0.9 + 0.32 * len(names))
     figure, axes = plt.subplots(1, len(metrics), figsize=size, sharey=True, squeeze=False)
     for ax, (metric, title) in zip(axes[0], metrics.items(), strict=True):
-        rows = table[table["metric"] == metric].set_index("system").reindex(systems)
+        rows = table[table["metric"] == metric].set_index("system").reindex(list(names))
         rows = rows[["value", "low", "high"]].astype(float)
-        places = np.arange(len(systems))[::-1]
-        ax.barh(places, rows["value"], color=[_SYSTEM_COLORS.get(name, GRAY) for name in systems], alpha=0.85)
+        places = np.arange(len(names))[::-1]
+        ax.barh(places, rows["value"], color=[colors.get(system, GRAY) for system in names], alpha=0.85)
         ax.hlines(places, rows["low"], rows["high"], color=BLACK, linewidth=1.5)
         for place, value, high in zip(places, rows["value"], rows["high"], strict=True):
             if np.isfinite(value):
                 ax.text(np.nanmax([value, high]), place, f" {value:.2f}", va="center", fontsize=9)
         if chance is not None:
             ax.axvline(chance, color=RED, linestyle="--", linewidth=1)
-        ax.set_yticks(places, [SYSTEM_NAMES.get(name, name) for name in systems])
+        ax.set_yticks(places, list(names.values()))
         ax.set_title(title)
         ax.margins(x=0.2)
         ax.set_xlim(left=0)

@@ -24,13 +24,14 @@ def make_model(tiny_tokenizer):
 
     from lightmedvlm_utils.model.backbones import disease_embeddings, state_words
     from lightmedvlm_utils.model.configuration import LightMedVLMConfig
+    from lightmedvlm_utils.model.connectors import options_of
     from lightmedvlm_utils.model.modeling import LightMedVLM
     from lightmedvlm_utils.model.processing import IMAGE_TOKEN, Processor
 
     def make(connector="sasa", max_views=1, views="mean", **options):
         torch.manual_seed(0)
-        if connector == "sasa":
-            options = {"num_queries": 16, "num_heads": 4} | options
+        known = options_of(connector)
+        options = {name: value for name, value in (("num_queries", 16), ("num_heads", 4)) if name in known} | options
         text = Qwen3Config(
             vocab_size=len(tiny_tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
             num_attention_heads=4, num_key_value_heads=2, head_dim=8, tie_word_embeddings=True,
@@ -47,9 +48,8 @@ def make_model(tiny_tokenizer):
             views=views,
         )
         model = LightMedVLM(config)
-        if connector == "sasa":
-            words = (model.language_model, tiny_tokenizer)
-            model.connector.start_from_diseases(disease_embeddings(*words), state_words(*words))
+        words = (model.language_model, tiny_tokenizer)
+        model.connector.start_from_words(disease_embeddings(*words), state_words(*words))
         tokens = model.connector.num_output_tokens
         processor = Processor(
             tiny_tokenizer, 28, (0.5,) * 3, (0.25,) * 3, tokens, max_views, max_report_tokens=24, views=views

@@ -6,16 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from lightmedvlm_utils.config import FINDINGS, LABELS, get_profile
+from lightmedvlm_utils.config import get_profile
 from lightmedvlm_utils.errors import UserError
+from lightmedvlm_utils.files import BACKBONES
 from lightmedvlm_utils.model import backbones, lora
 from lightmedvlm_utils.model.processing import END_OF_TURN, IMAGE_TOKEN, REPORT_SYSTEM, REPORT_USER
+from lightmedvlm_utils.observations import FINDINGS, LABELS
 from lightmedvlm_utils.phantom.patients import sample_patients
 from lightmedvlm_utils.pretrain import language, vision
 
 
 def test_the_shipped_backbones_are_small_and_hold_no_pickle():
-    files = [path for path in backbones.SHIPPED.rglob("*") if path.is_file()]
+    files = [path for path in BACKBONES.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 15e6
     assert {path.suffix for path in files} <= {".json", ".safetensors"}
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from lightmedvlm_utils.config import LABELS
 from lightmedvlm_utils.data.chexbert import HEADS
 from lightmedvlm_utils.data.labels import label_reports
 from lightmedvlm_utils.errors import UserError
+from lightmedvlm_utils.observations import LABELS
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] no effusion edema small . the heart is large"
 

@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 from sklearn.metrics import silhouette_score
 
-from lightmedvlm_utils.config import LABELS
 from lightmedvlm_utils.data.balance import STRATEGIES, balance, balance_table
 from lightmedvlm_utils.data.clusters import (
     NOISE_NAME,
@@ -17,14 +16,13 @@ from lightmedvlm_utils.data.clusters import (
 )
 from lightmedvlm_utils.data.openi import package_file
 from lightmedvlm_utils.errors import UserError
+from lightmedvlm_utils.observations import LABELS
 
 
 @pytest.fixture(scope="module")
 def chexpert() -> pd.DataFrame:
     """3,000 real CheXpert label rows, from torchxrayvision."""
-    return pd.read_csv(package_file("chexpert_train.csv.gz"), usecols=list(LABELS)).sample(
-        3000, random_state=0
-    )
+    return pd.read_csv(package_file("chexpert_train.csv.gz"), usecols=list(LABELS)).sample(3000, random_state=0)
 
 
 def same_partition(first: np.ndarray, second: np.ndarray) -> bool:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lightmedvlm_utils.config import FINDINGS, NOT_FOR_CLINICAL_USE
+from lightmedvlm_utils.config import NOT_FOR_CLINICAL_USE
 from lightmedvlm_utils.demo import Demo
+from lightmedvlm_utils.observations import FINDINGS
 
 
 class BrightnessReporter:

@@ -4,10 +4,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lightmedvlm_utils import evaluation
-from lightmedvlm_utils.config import LABELS
 from lightmedvlm_utils.errors import UserError
-from lightmedvlm_utils.localization import center_map, enlarge, localization_records, localization_table, localize
+from lightmedvlm_utils.evaluation import baselines, scorers
+from lightmedvlm_utils.evaluation.localization import (
+    center_map,
+    enlarge,
+    localization_records,
+    localization_table,
+    localize,
+)
+from lightmedvlm_utils.observations import LABELS
 
 EFFUSION = "Findings: Small left pleural effusion. Impression: Pleural effusion."
 CLEAR = "Findings: The lungs are clear. Impression: No acute disease."
@@ -21,40 +27,40 @@ def find(rows, **wanted):
 
 def test_most_frequent_report_compares_words_not_bytes():
     reports = [CLEAR, EFFUSION, EFFUSION.lower(), EDEMA]
-    assert evaluation.most_frequent_report(reports) == EFFUSION
+    assert baselines.most_frequent_report(reports) == EFFUSION
     with pytest.raises(UserError, match="training split"):
-        evaluation.most_frequent_report([])
+        baselines.most_frequent_report([])
 
 
 def test_nearest_neighbor_ignores_the_scale_of_features():
     train = np.array([[1.0, 0.0], [0.0, 1.0]])
-    assert evaluation.nearest_neighbors(train, [[0.1, 9.0], [5.0, 4.0]]).tolist() == [1, 0]
+    assert baselines.nearest_neighbors(train, [[0.1, 9.0], [5.0, 4.0]]).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_no_study_keeps_its_own_patient(seed):
     rng = np.random.default_rng(seed)
     patients = np.concatenate([rng.integers(0, 12, 40), [99] * 10])
-    other = evaluation.other_patient(patients, seed)
+    other = baselines.other_patient(patients, seed)
     assert sorted(other) == list(range(50))
     assert (patients[other] != patients).all()
 
 
 def test_one_dominant_patient_cannot_be_shuffled():
-    assert sorted(evaluation.other_patient([1, 1, 2, 2])) == [0, 1, 2, 3]
+    assert sorted(baselines.other_patient([1, 1, 2, 2])) == [0, 1, 2, 3]
     with pytest.raises(UserError, match="half"):
-        evaluation.other_patient([1, 1, 1, 2])
+        baselines.other_patient([1, 1, 1, 2])
 
 
 def test_most_frequent_answers_learn_per_label():
     train = pd.DataFrame({"label": ["Edema"] * 3 + ["Fracture"], "answer": ["yes", "yes", "no", "no"]})
     asked = pd.DataFrame({"label": ["Edema", "Fracture", "Pneumonia"]})
-    assert evaluation.most_frequent_answers(train, asked).tolist() == [True, False, False]
+    assert baselines.most_frequent_answers(train, asked).tolist() == [True, False, False]
 
 
 def test_report_scorer_ranks_right_above_wrong():
     references = [EFFUSION, CLEAR, EDEMA, EFFUSION]
-    scorer = evaluation.ReportScorer(references, patients=[1, 2, 3, 4], samples=50)
+    scorer = scorers.ReportScorer(references, patients=[1, 2, 3, 4], samples=50)
     right = scorer.records("right", references, per_label=True)
     wrong = scorer.records("wrong", [CLEAR, EFFUSION, CLEAR, CLEAR])
     protocol = "lightmedvlm_uncertain_positive"
@@ -69,7 +75,7 @@ def test_report_scorer_ranks_right_above_wrong():
 
 def test_differences_are_paired():
     references = [EFFUSION, CLEAR, EDEMA, EFFUSION]
-    scorer = evaluation.ReportScorer(references, patients=[1, 2, 3, 4], samples=50)
+    scorer = scorers.ReportScorer(references, patients=[1, 2, 3, 4], samples=50)
     for row in scorer.difference("same", references, references):
         assert row["value"] == row["low"] == row["high"] == 0
 
@@ -82,7 +88,7 @@ def test_vqa_scorer_counts_questions_and_resamples_patients():
             "answer": ["yes", "no"] * 3,
         }
     )
-    scorer = evaluation.VQAScorer(questions, samples=40)
+    scorer = scorers.VQAScorer(questions, samples=40)
     perfect = questions["answer"] == "yes"
     rows = scorer.records("perfect", perfect, perfect.astype(float), per_label=True)
     assert find(rows, metric="auroc") == 1
@@ -97,7 +103,7 @@ def test_finding_records_leave_out_uncertain_and_constant_labels():
     states["Edema"] = [1, 1, 0, 0, -1, np.nan]
     probability = np.zeros((6, 14))
     probability[:, LABELS.index("Edema")] = [0.9, 0.8, 0.2, 0.1, 1.0, 0.3]
-    rows = evaluation.finding_records("sasa", states, probability, np.arange(6), samples=20)
+    rows = scorers.finding_records("sasa", states, probability, np.arange(6), samples=20)
     assert find(rows, metric="auroc", section="Edema", n=5) == 1
     assert find(rows, metric="macro_auroc") == 1 and len(rows) == 2
 
@@ -131,7 +137,7 @@ def test_localization_stands_beside_its_baselines():
         mask["Edema"][row : row + 16, column : column + 16] = True
     maps = [{"Edema": mask["Edema"].reshape(4, 16, 4, 16).mean((1, 3))} for mask in masks]
     patients = np.arange(6)
-    table = localization_table(maps, masks, patients, evaluation.other_patient(patients))
+    table = localization_table(maps, masks, patients, baselines.other_patient(patients))
     rows = localization_records(table, samples=20)
     pointing = {row["system"]: row["value"] for row in rows if row["metric"] == "pointing_game"}
     assert pointing["sasa"] == 1 and pointing["uniform"] == pytest.approx(1 / 16)

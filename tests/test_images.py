@@ -94,9 +94,7 @@ def test_transparent_pixels_are_black_and_orientation_is_applied(tmp_path):
     assert read_image(tmp_path / "turned.jpg").shape == (40, 48)
 
 
-@pytest.mark.parametrize(
-    "syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless, JPEG2000Lossless]
-)
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless, JPEG2000Lossless])
 def test_dicom_transfer_syntaxes(tmp_path, syntax):
     path = save(dicom(twelve_bits(), syntax), tmp_path / "image.png")  # the suffix lies, the content counts
     np.testing.assert_allclose(read_image(path), radiograph(), atol=1e-3)

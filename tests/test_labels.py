@@ -8,10 +8,10 @@ import joblib
 import numpy as np
 import pytest
 
-from lightmedvlm_utils.config import FINDINGS, LABELS
 from lightmedvlm_utils.data.labels import RULES, label_reports
 from lightmedvlm_utils.data.parallel import map_chunks
 from lightmedvlm_utils.data.reports import clean_report, clean_reports, parse_sections, report_text
+from lightmedvlm_utils.observations import FINDINGS, LABELS
 from lightmedvlm_utils.phantom.patients import sample_patients, true_states
 from lightmedvlm_utils.phantom.reports import write_report
 

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sk
 
-from lightmedvlm_utils import metrics
-from lightmedvlm_utils.bootstrap import Estimate, bootstrap_weights, estimate, records
-from lightmedvlm_utils.config import LABELS
 from lightmedvlm_utils.errors import UserError
+from lightmedvlm_utils.evaluation import metrics
+from lightmedvlm_utils.evaluation.bootstrap import Estimate, bootstrap_weights, estimate, records
+from lightmedvlm_utils.observations import LABELS
 
 REFERENCES = [
     "Findings: The heart is enlarged. Small left pleural effusion. Impression: Cardiomegaly.",

@@ -9,14 +9,15 @@ import pytest
 import torch
 from timm.layers import DropPath
 
-from lightmedvlm_utils.config import LABELS
 from lightmedvlm_utils.errors import UserError
 from lightmedvlm_utils.inference import Reporter
 from lightmedvlm_utils.model import lora
 from lightmedvlm_utils.model.configuration import LightMedVLMConfig
-from lightmedvlm_utils.model.connectors import POSITIVE_WEIGHT, STATES, build_connector
+from lightmedvlm_utils.model.connectors import STATES, build_connector
+from lightmedvlm_utils.model.connectors.sasa import POSITIVE_WEIGHT
 from lightmedvlm_utils.model.modeling import LightMedVLM
 from lightmedvlm_utils.model.processing import END_OF_TURN, Processor
+from lightmedvlm_utils.observations import LABELS
 
 RNG = np.random.default_rng(0)
 IMAGES = [RNG.random((28, 28), dtype=np.float32) for _ in range(3)]
@@ -48,7 +49,7 @@ def sasa_with_words(**options):
     """A SASA whose diseases and states have random words."""
     torch.manual_seed(0)
     connector = build_connector("sasa", 24, 32, (7, 7), **options)
-    connector.start_from_diseases(0.02 * torch.randn(len(LABELS), 32), torch.randn(len(LABELS), len(STATES), 32))
+    connector.start_from_words(0.02 * torch.randn(len(LABELS), 32), torch.randn(len(LABELS), len(STATES), 32))
     return connector.eval()
 
 
@@ -89,7 +90,7 @@ def test_the_best_token_under_doubt_is_the_weighted_mean_of_the_words():
 
 
 def test_unknown_connectors_and_options_are_refused():
-    with pytest.raises(UserError, match="choose 'sasa' or 'mlp'"):
+    with pytest.raises(UserError, match="choose one of sasa, mlp, c-abstractor, resampler"):
         build_connector("linear", 24, 32, (7, 7))
     with pytest.raises(UserError, match="residual"):
         build_connector("sasa", 24, 32, (7, 7), residual="none")
@@ -114,7 +115,7 @@ SASA_OPTIONS = [
 def test_every_option_of_sasa_learns_from_a_batch_of_one(options):
     connector = build_connector("sasa", 24, 32, (4, 6), **options).train()
     words = 0.02 + 0.01 * torch.randn(len(LABELS), 1 + len(STATES), 32)
-    connector.start_from_diseases(words[:, 0], words[:, 1:])
+    connector.start_from_words(words[:, 0], words[:, 1:])
     tokens = connector(torch.randn(1, 24, 24))
     assert tokens.shape == (1, options.get("num_queries", 64), 32)
     tokens.square().mean().backward()
@@ -135,7 +136,7 @@ def test_queries_start_where_the_options_say(start, match):
     torch.manual_seed(0)
     diseases = 0.02 * torch.randn(len(LABELS), 32)
     connector = build_connector("sasa", 24, 32, (7, 7), query_start=start, match_query_scale=match)
-    connector.start_from_diseases(diseases, torch.zeros(len(LABELS), len(STATES), 32))
+    connector.start_from_words(diseases, torch.zeros(len(LABELS), len(STATES), 32))
     assert torch.equal(connector.queries[: len(LABELS)], diseases) == (start == "diseases")
     assert connector.queries[len(LABELS) :].std().item() == pytest.approx(0.02 if match else 1.0, rel=0.1)
 
@@ -314,7 +315,7 @@ def test_attention_maps_are_named_by_disease(make_model):
     torch.testing.assert_close(maps.sum((-2, -1)), torch.ones(3, 16))
     named = Reporter(model, processor, precision="float32").attention(IMAGES[1])
     np.testing.assert_allclose(named["Edema"], maps[1, LABELS.index("Edema")], rtol=1e-4)
-    with pytest.raises(UserError, match="plain projector"):
+    with pytest.raises(UserError, match="no attention maps"):
         make_model("mlp")[0].attention_maps(**images)
 
 

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from lightmedvlm_utils.config import FINDINGS, LABELS
 from lightmedvlm_utils.data.readers import read_studies
 from lightmedvlm_utils.errors import UserError
+from lightmedvlm_utils.observations import FINDINGS, LABELS
 from lightmedvlm_utils.phantom.dataset import COMPLETE, read_masks, split_of, write_phantom
 
 PATIENTS, SIZE = 24, 64

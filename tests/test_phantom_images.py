@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lightmedvlm_utils.config import FINDINGS, LABELS
+from lightmedvlm_utils.observations import FINDINGS, LABELS
 from lightmedvlm_utils.phantom.images import render
 from lightmedvlm_utils.phantom.patients import Finding, sample_patients, true_states
 

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lightmedvlm_utils.config import LABELS
 from lightmedvlm_utils.data.questions import QUESTIONS, build_questions
 from lightmedvlm_utils.errors import UserError
+from lightmedvlm_utils.observations import LABELS
 
 
 def make_studies(n: int = 400, seed: int = 0) -> pd.DataFrame:
@@ -32,9 +32,7 @@ def test_truthful_and_balanced(synthetic):
     studies = make_studies()
     questions = build_questions(studies, 6, 0, synthetic)
     states = studies.set_index("study_id")
-    state = np.array(
-        [states.at[s, label] for s, label in zip(questions.study_id, questions.label, strict=True)]
-    )
+    state = np.array([states.at[s, label] for s, label in zip(questions.study_id, questions.label, strict=True)])
     assert (state[questions.answer == "yes"] == 1).all()
     answered_no = state[questions.answer == "no"]
     assert ((answered_no == 0) | np.isnan(answered_no)).all()
@@ -49,10 +47,7 @@ def test_budget_binds_the_frequent_labels_first():
     small, large = (build_questions(studies, per_study, 0) for per_study in (2, 50))
     assert len(small) <= 2 * len(studies) < len(large)
     counts, available = small["label"].value_counts(), large["label"].value_counts()
-    assert (
-        counts.max() - counts.min() == 0
-        or (counts[counts < counts.max()] == available[counts < counts.max()]).all()
-    )
+    assert counts.max() - counts.min() == 0 or (counts[counts < counts.max()] == available[counts < counts.max()]).all()
 
 
 def test_synthetic_questions_fill_up_the_minority():
@@ -77,10 +72,7 @@ def test_a_parent_is_not_denied_where_its_child_is_named():
     studies = make_studies()
     studies["Enlarged Cardiomediastinum"] = [1.0] * 200 + [np.nan] * 200
     asked = build_questions(studies, 50, 0).query("label == 'Enlarged Cardiomediastinum' and answer == 'no'")
-    assert (
-        len(asked)
-        and not studies.set_index("study_id").loc[asked["study_id"], "Cardiomegaly"].isin([1, -1]).any()
-    )
+    assert len(asked) and not studies.set_index("study_id").loc[asked["study_id"], "Cardiomegaly"].isin([1, -1]).any()
 
 
 def test_deterministic_in_seed_and_independent_of_row_order():

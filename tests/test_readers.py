@@ -10,11 +10,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from lightmedvlm_utils.config import LABELS
 from lightmedvlm_utils.data.mimic import read_label_tables
 from lightmedvlm_utils.data.openi import openi_split
 from lightmedvlm_utils.data.readers import read_studies
 from lightmedvlm_utils.errors import UserError
+from lightmedvlm_utils.observations import LABELS
 
 # subject, study, split, views
 STUDIES = [
@@ -181,9 +181,7 @@ def test_contradictions_are_errors_that_name_the_file(mimic, damage, words):
     assert all(word in str(error.value) for word in words), str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("dataset", "root"), [("mimic", ""), ("mimic", "no/such/folder"), ("chestmnist", "")]
-)
+@pytest.mark.parametrize(("dataset", "root"), [("mimic", ""), ("mimic", "no/such/folder"), ("chestmnist", "")])
 def test_wrong_arguments(dataset, root):
     with pytest.raises(UserError):
         read_studies(dataset, root)

@@ -13,10 +13,10 @@ import psutil
 import pytest
 from nbformat import v4
 
+from lightmedvlm_utils.course.kernel import NotebookFailed
+from lightmedvlm_utils.course.lessons import discover, read_defaults, resolve_parameters, select
+from lightmedvlm_utils.course.runner import format_metrics, run_course
 from lightmedvlm_utils.errors import UserError
-from lightmedvlm_utils.execution import NotebookFailed
-from lightmedvlm_utils.lessons import discover, read_defaults, resolve_parameters, select
-from lightmedvlm_utils.runner import format_metrics, run_course
 
 SHARED = """\
 profile = "laptop"
@@ -25,11 +25,13 @@ data_root = ""
 run_name = ""
 seed = 0
 force = False
+settings = {}
 """
 START = """\
-from lightmedvlm_utils.runs import start_step
+from lightmedvlm_utils.course.steps import start_step
 own = {own}
 shared = dict(profile=profile, dataset=dataset, data_root=data_root, run_name=run_name, seed=seed, force=force)
+shared["settings"] = settings
 step = start_step("{name}", dict(shared, **own), needs={needs})
 """
 FINISH = """\
@@ -133,18 +135,14 @@ def test_killed_kernel(project):
         run(first="02")
 
 
-def test_notebook_without_manifest_is_skipped_while_its_copy_is_fresh(project):
+def test_notebook_without_manifest_has_not_happened(project):
     path = project / "notebooks" / "02_demo.ipynb"
     write_notebook(project, "02_demo")
     notebook = nbformat.read(path, 4)
     notebook.cells = notebook.cells[:2]
     nbformat.write(notebook, path)
     assert statuses(run(first="02")[0]) == ["done"]
-    assert statuses(run(first="02")[0]) == ["kept"]
-    assert statuses(run(first="02", seed=1)[0]) == ["done"]
-    later = time.time() + 5
-    os.utime(path, (later, later))
-    assert statuses(run(first="02", seed=1)[0]) == ["done"]
+    assert statuses(run(first="02")[0]) == ["done"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a POSIX signal")

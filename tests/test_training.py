@@ -8,27 +8,19 @@ import pandas as pd
 import pytest
 import torch
 
-from lightmedvlm_utils.config import LABELS, StageSettings
+from lightmedvlm_utils.config import StageSettings
 from lightmedvlm_utils.errors import UserError
+from lightmedvlm_utils.learning.examples import disease_targets, question_examples, report_examples
+from lightmedvlm_utils.learning.features import FeatureStore, encode_studies
+from lightmedvlm_utils.learning.loop import batches, learning_rate, prepare_stage, train, warm_up_diseases
 from lightmedvlm_utils.model import lora
 from lightmedvlm_utils.model.modeling import PARTS, LightMedVLM
-from lightmedvlm_utils.training import (
-    FeatureStore,
-    batches,
-    disease_targets,
-    encode_studies,
-    learning_rate,
-    prepare_stage,
-    question_examples,
-    report_examples,
-    train,
-    warm_up_diseases,
-)
+from lightmedvlm_utils.observations import LABELS
 
 STAGES = {
-    1: StageSettings(2, 2, 1e-3, disease_loss=1.0),
-    2: StageSettings(2, 2, 1e-3, 1e-3, disease_loss=1.0),
-    3: StageSettings(2, 2, 1e-3, 1e-3, disease_loss=1.0),
+    1: StageSettings(2, 2, connector_lr=1e-3, disease_loss=1.0),
+    2: StageSettings(2, 2, ("connector", "lora"), connector_lr=1e-3, lora_lr=1e-3, disease_loss=1.0),
+    3: StageSettings(2, 2, ("connector", "lora"), connector_lr=1e-3, lora_lr=1e-3, disease_loss=1.0),
 }
 LEARNS = {1: {"connector"}, 2: {"connector", "language_model"}, 3: {"connector", "language_model"}}
 
@@ -104,7 +96,7 @@ def test_disease_targets_keep_uncertain_apart():
 
 
 def test_the_schedule_rises_to_its_peak_and_falls_to_its_end():
-    settings = StageSettings(1, 1, 1e-3, final_lr=1e-6, warmup=0.1)
+    settings = StageSettings(1, 1, connector_lr=1e-3, final_lr=1e-6, warmup=0.1)
     rates = [learning_rate(step, 100, 1e-3, settings) for step in range(101)]
     assert max(rates) == pytest.approx(1e-3) and rates.index(max(rates)) in (9, 10)
     assert rates[-1] == pytest.approx(1e-6)
@@ -131,18 +123,29 @@ def test_stored_features_are_what_the_encoder_gives(make_model, tmp_path):
 
 
 def test_warm_up_teaches_sasa_alone_to_say_the_states(make_model):
-    model, _ = make_model()
+    model, processor = make_model()
     torch.manual_seed(0)
     model.connector.state_words.normal_()  # a random model's own words hardly differ
-    studies = pd.DataFrame({"study_id": range(8), **{label: [0.0, 1.0] * 4 for label in LABELS}})
+    studies = pd.DataFrame({"study_id": range(8), "report": "", **{label: [0.0, 1.0] * 4 for label in LABELS}})
     features = torch.randn(2, 49, 16).repeat(4, 1, 1)  # two kinds of study, with and without all findings
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    losses = warm_up_diseases(model, FeatureStore(studies.study_id, features), studies, 30, StageSettings(1, 2, 1e-3))
+    settings = StageSettings(1, 2, disease_warmup=30)
+    examples, store = report_examples(studies, processor), FeatureStore(studies.study_id, features)
+    losses = warm_up_diseases(model, processor, examples, store, settings)
     assert len(losses) == 30 and losses[-1] < 0.5 * losses[0]
     logits = model.disease_logits(model.image_tokens(image_features=features[:2]))
     assert (logits[1] > logits[0]).all()
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert moved and all(name.startswith("connector.") for name in moved)
     assert "connector.state_words" not in moved
-    with pytest.raises(UserError, match="warm up"):
-        warm_up_diseases(make_model("mlp")[0], None, studies, 1, StageSettings(1, 2, 1e-3))
+    for connector in ("mlp", "c-abstractor", "resampler"):
+        with pytest.raises(UserError, match="no disease head"):
+            warm_up_diseases(make_model(connector)[0], processor, examples, store, settings)
+
+
+def test_a_stage_of_no_epochs_changes_nothing(make_model, studies, store):
+    model, processor = make_model()
+    before = parts(model)
+    examples = report_examples(studies, processor)
+    history = train(model, processor, examples, store, replace(STAGES[1], epochs=0), examples, log=lambda line: None)
+    assert not changed(before, parts(model)) and [record["step"] for record in history] == [0]

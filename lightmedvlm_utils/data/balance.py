@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from lightmedvlm_utils.config import LABELS
 from lightmedvlm_utils.errors import UserError
+from lightmedvlm_utils.observations import LABELS
 
 STRATEGIES = ("none", "cap", "thesis", "inverse-frequency")
 # The thesis dropped 50,000 of the 61,228 studies in its "No Finding" cluster.
@@ -29,9 +29,7 @@ def balance(train: pd.DataFrame, strategy: str = "cap", seed: int = 0, cap: floa
     Raises UserError on an unknown strategy or a missing column.
     """
     if strategy not in STRATEGIES:
-        raise UserError(
-            f"There is no balancing strategy {strategy!r}; choose one of {', '.join(STRATEGIES)}."
-        )
+        raise UserError(f"There is no balancing strategy {strategy!r}; choose one of {', '.join(STRATEGIES)}.")
     missing = [column for column in ("study_id", "cluster", *LABELS) if column not in train]
     if missing:
         raise UserError(f"The training table has no column {', '.join(missing)}; run notebook 02 first.")

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lightmedvlm_utils.config import LABELS
 from lightmedvlm_utils.errors import UserError
+from lightmedvlm_utils.observations import LABELS
 
 HUB = ("StanfordAIMI/RRG_scorers", "chexbert.pth")
 _TOKENIZER = "google-bert/bert-base-uncased"

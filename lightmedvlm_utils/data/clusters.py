@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from lightmedvlm_utils.config import LABELS
 from lightmedvlm_utils.errors import UserError
+from lightmedvlm_utils.observations import LABELS
 
 NOISE_NAME = "Rare combination (noise)"
 _CONDENSED = [("parent", np.intp), ("child", np.intp), ("lambda_val", float), ("child_size", np.intp)]
@@ -38,9 +38,7 @@ class Patterns:
         digits = matrix - matrix.min(axis=0)
         radix = np.append(digits[:, 1:].max(axis=0) + 1, 1)
         codes = digits @ np.cumprod(radix[::-1])[::-1]
-        _, first, inverse, counts = np.unique(
-            codes, return_index=True, return_inverse=True, return_counts=True
-        )
+        _, first, inverse, counts = np.unique(codes, return_index=True, return_inverse=True, return_counts=True)
         return cls(matrix[first], counts, inverse)
 
     def squared_distances(self) -> Iterator[tuple[slice, np.ndarray]]:
@@ -62,9 +60,7 @@ def label_matrix(labels: pd.DataFrame | np.ndarray) -> np.ndarray:
     return matrix
 
 
-def cluster_labels(
-    labels: pd.DataFrame | np.ndarray, min_cluster_size: int = 100, min_samples: int = 10
-) -> np.ndarray:
+def cluster_labels(labels: pd.DataFrame | np.ndarray, min_cluster_size: int = 100, min_samples: int = 10) -> np.ndarray:
     """Cluster label vectors: one id per row, -1 for noise; 0 is the largest cluster.
 
     `labels` has rows x 14 states (1, 0, -1, blank). Equal, up to renaming, to
@@ -212,9 +208,7 @@ def _select(condensed: np.ndarray) -> np.ndarray:
     n = condensed["parent"].min()
     structure["child_size"][condensed["child"] < n] = 1  # selection tells points from clusters by size 1
     largest = int(condensed["child_size"].sum()) + 1  # 0 would mean "number of points", here of patterns
-    return get_clusters(structure, stability, match_reference_implementation=True, max_cluster_size=largest)[
-        0
-    ]
+    return get_clusters(structure, stability, match_reference_implementation=True, max_cluster_size=largest)[0]
 
 
 def _by_size(chosen: np.ndarray, patterns: Patterns) -> np.ndarray:

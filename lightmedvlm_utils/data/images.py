@@ -121,9 +121,7 @@ def _read_dicom(path: Path) -> np.ndarray:
             _name_transfer_syntax(dataset)
             return _dicom_pixels(dataset)
     except (InvalidDicomError, EOFError, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path} is a damaged or incomplete DICOM file ({_reason(error)}); {_EXPORT_HINT}."
-        ) from error
+        raise UserError(f"{path} is a damaged or incomplete DICOM file ({_reason(error)}); {_EXPORT_HINT}.") from error
     except (RuntimeError, NotImplementedError) as error:
         raise UserError(
             f"{path} cannot be decompressed ({_reason(error)}); export it uncompressed, or as PNG."
@@ -184,8 +182,4 @@ def _padding(dataset, stored: np.ndarray) -> np.ndarray:
 def _reason(error: Exception) -> str:
     """The gist of a decoder's message, short enough for a sentence."""
     lines = str(error).strip().splitlines()
-    return (
-        shorten(lines[0].split(" - ")[0], 120, placeholder=" ...").rstrip(".")
-        if lines
-        else type(error).__name__
-    )
+    return shorten(lines[0].split(" - ")[0], 120, placeholder=" ...").rstrip(".") if lines else type(error).__name__

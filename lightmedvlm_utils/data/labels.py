@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from lightmedvlm_utils.config import LABELS
 from lightmedvlm_utils.data.parallel import map_chunks
 from lightmedvlm_utils.errors import UserError
+from lightmedvlm_utils.observations import LABELS, OPACITIES
 
 PRESENT, ABSENT, UNCERTAIN = 1.0, 0.0, -1.0
 
@@ -109,8 +109,6 @@ RULES: dict[str, Rule] = {
         )
     ),
 }
-# Lung Opacity stands above these in CheXpert's hierarchy: where one is present, so is an opacity.
-OPACITY_CHILDREN = ("Atelectasis", "Consolidation", "Edema", "Lung Lesion", "Pneumonia")
 
 # A negation or hedge reaches to the end of its clause. These words open a new one.
 _CLAUSE = re.compile(
@@ -166,7 +164,7 @@ def label_reports(
     children is. "chexbert": CheXbert (Smit et al. 2020), as it answers, without `hierarchy`; its `weights` are the
     file chexbert.pth, "" for the copy of the Hugging Face hub; UserError where they are not there.
 
-    Returns n rows x 14 columns (order of `config.LABELS`) of float: 1 present, 0 absent, -1 uncertain, NaN not
+    Returns n rows x 14 columns (order of `observations.LABELS`) of float: 1 present, 0 absent, -1 uncertain, NaN not
     mentioned. "No Finding" is 1 where the text has words and nothing but devices is present or uncertain, else
     NaN.
     """
@@ -192,7 +190,7 @@ def _label_report(text: str, hierarchy: bool) -> list[float]:
         for label, state in label_sentence(sentence.strip().lower()):
             states[label] = _stronger(states.get(label), state)
     if hierarchy:
-        children = {states.get(child) for child in OPACITY_CHILDREN}
+        children = {states.get(child) for child in OPACITIES}
         for state in (UNCERTAIN, PRESENT):
             if state in children:
                 states["Lung Opacity"] = _stronger(states.get("Lung Opacity"), state)
@@ -226,18 +224,17 @@ def label_sentence(sentence: str) -> tuple[tuple[str, float], ...]:
 
 def _clause_states(clause: str, rule: Rule) -> list[float]:
     mentions, hints, normals = rule
-    states = [assertion(clause, match.start(), match.end()) for match in mentions.finditer(clause)]
+    states = [assertion(clause[: match.end()], clause[match.end() :]) for match in mentions.finditer(clause)]
     if hints and (match := hints.search(clause)):
-        hinted = assertion(clause, match.start(), match.end())
+        hinted = assertion(clause[: match.end()], clause[match.end() :])
         return [*states, ABSENT if hinted == ABSENT else UNCERTAIN]
     if normals and normals.search(clause):
         states.append(ABSENT)
     return states
 
 
-def assertion(clause: str, start: int, end: int) -> float:
-    """Whether a clause asserts (1), denies (0) or hedges (-1) the mention at `clause[start:end]`."""
-    before, after = clause[:end], clause[end:]
+def assertion(before: str, after: str) -> float:
+    """Whether a clause asserts (1), denies (0) or hedges (-1) the mention that `before` ends with."""
     if _OPEN_BEFORE.search(before) or _OPEN_AFTER.search(after):
         return UNCERTAIN
     if _NEGATION_BEFORE.search(before) or _NEGATION_AFTER.search(after):

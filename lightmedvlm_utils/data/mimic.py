@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from lightmedvlm_utils.config import LABELS
 from lightmedvlm_utils.data.sources import (
     MAX_REPORT_BYTES,
     SPLITS,
@@ -23,6 +22,7 @@ from lightmedvlm_utils.data.sources import (
     usable_images,
 )
 from lightmedvlm_utils.errors import UserError
+from lightmedvlm_utils.observations import LABELS
 
 LABEL_TABLES = {
     "chexpert": "mimic-cxr-2.0.0-chexpert",

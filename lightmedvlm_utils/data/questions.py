@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from lightmedvlm_utils.config import LABELS
 from lightmedvlm_utils.errors import UserError
+from lightmedvlm_utils.observations import CHILDREN, LABELS
 
 QUESTIONS: dict[str, tuple[str, ...]] = {
     "Atelectasis": (
@@ -84,17 +84,10 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
     ),
 }
 
-# A report that names a child speaks of the parent too, so the parent's blank is then no clear "no".
-_CHILDREN = {
-    "Lung Opacity": ("Atelectasis", "Consolidation", "Edema", "Lung Lesion", "Pneumonia"),
-    "Enlarged Cardiomediastinum": ("Cardiomegaly",),
-}
 COLUMNS = ["study_id", "label", "question", "answer", "synthetic"]
 
 
-def build_questions(
-    studies: pd.DataFrame, per_study: int, seed: int, synthetic_minority: bool = False
-) -> pd.DataFrame:
+def build_questions(studies: pd.DataFrame, per_study: int, seed: int, synthetic_minority: bool = False) -> pd.DataFrame:
     """Yes/no questions with their answers: DataFrame of study_id, label, question, answer, synthetic.
 
     `studies` holds study_id and the 14 label columns. "yes" is state 1; "no" is state 0 and, only as far as
@@ -135,7 +128,8 @@ class _Candidates:
         self.label = label
         self.rng = np.random.default_rng([seed, LABELS.index(label)])
         ids, state = studies["study_id"].to_numpy(), studies[label].to_numpy(dtype=float)
-        children = studies[list(_CHILDREN.get(label, ()))].to_numpy(dtype=float)
+        # A report that names a child speaks of the parent too, so the parent's blank is then no clear "no".
+        children = studies[list(CHILDREN.get(label, ()))].to_numpy(dtype=float)
         blank = np.isnan(state) & ~(np.isin(children, (1, -1)).any(axis=1))
         self.yes = self.rng.permutation(ids[state == 1])
         explicit, unmentioned = ids[state == 0], ids[blank]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from lightmedvlm_utils.config import DATASETS
+from lightmedvlm_utils.config import check_dataset
 from lightmedvlm_utils.data.annotations import read_r2gen, read_rexrank, rexrank_files
 from lightmedvlm_utils.data.mimic import read_mimic
 from lightmedvlm_utils.data.openi import read_kaggle, read_openi
@@ -49,8 +49,7 @@ def read_studies(dataset: str, data_root: str | Path = "") -> tuple[pd.DataFrame
 
 def _form(dataset: str, data_root: str | Path) -> tuple[str, Callable, Path | None]:
     """(name, reader, folder) of the form found."""
-    if dataset not in DATASETS:
-        raise UserError(f"There is no data set {dataset!r}; choose one of {', '.join(DATASETS)}.")
+    check_dataset(dataset)
     if dataset == "openi" and not str(data_root):
         return "Open-i XML of the torchxrayvision package, without images", read_openi, None
     root = _existing_folder(data_root)

@@ -61,9 +61,7 @@ _DEID = re.compile(
     re.IGNORECASE,
 )
 # An item number stands where a sentence can start, or on a new line once a list is open. "1.Edema" needs no blank.
-_NUMBERING = re.compile(
-    r"(?P<before>\A|[.:;!?]\s+|\n\s*\n|\n)\s*(?P<number>\d{1,2})(?:[.)]\s+(?=\S)|[.)](?=[A-Za-z]))"
-)
+_NUMBERING = re.compile(r"(?P<before>\A|[.:;!?]\s+|\n\s*\n|\n)\s*(?P<number>\d{1,2})(?:[.)]\s+(?=\S)|[.)](?=[A-Za-z]))")
 
 # Comparisons with earlier studies, which a model that sees one study cannot know (Ramesh et al. 2022 remove them with
 # a language model; these rules take out what stands apart from the finding and leave the finding).

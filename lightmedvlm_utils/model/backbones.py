@@ -12,17 +12,18 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils import logging
 
-from lightmedvlm_utils.config import LABELS, Profile
+from lightmedvlm_utils.config import Profile
+from lightmedvlm_utils.device import seed_everything
 from lightmedvlm_utils.errors import UserError
+from lightmedvlm_utils.files import BACKBONES, SHIPPED_BACKBONES
 from lightmedvlm_utils.model.configuration import LightMedVLMConfig
-from lightmedvlm_utils.model.connectors import STATES
+from lightmedvlm_utils.model.connectors import STATES, options_of, profile_options
 from lightmedvlm_utils.model.modeling import LightMedVLM, build_encoder, load_strictly
 from lightmedvlm_utils.model.processing import IMAGE_TOKEN, Processor
-from lightmedvlm_utils.runs import seed_everything
+from lightmedvlm_utils.observations import LABELS
 
-SHIPPED = Path(__file__).resolve().parents[1] / "backbones"
-SMALL_VISION, SMALL_LANGUAGE_MODEL = SHIPPED / "swin", SHIPPED / "qwen3"
-CONFIGURATIONS = {"Qwen/Qwen3-0.6B": SHIPPED / "qwen3-0.6b"}  # shipped without weights; timm knows its Swins itself
+SMALL_VISION, SMALL_LANGUAGE_MODEL = SHIPPED_BACKBONES["vision"], SHIPPED_BACKBONES["language_model"]
+CONFIGURATIONS = {"Qwen/Qwen3-0.6B": BACKBONES / "qwen3-0.6b"}  # shipped without weights; timm knows its Swins itself
 
 
 def from_backbones(
@@ -47,22 +48,21 @@ def from_backbones(
     language model's own unless another one is named; at random it need not know words, and the small one stands in
     for one that is not there. `image_size` in pixels is the encoder's own unless given. `connector_options` are
     keyword arguments of the connector; `match_output_scale` makes its tokens as large as the words for a finding
-    (`state_words`). `views` and the maxima as in LightMedVLMConfig and Processor. SASA's disease queries start from
-    the labels' names in the language model's own embeddings.
+    (`state_words`). `views` and the maxima as in LightMedVLMConfig and Processor. A connector with disease queries
+    starts them from the labels' names in the language model's own embeddings.
 
     Raises UserError that says what to download where when weights are neither shipped, cached nor in a folder.
     """
     seed_everything(seed)
     encoder, eye = load_vision(vision, image_size, random_init)
     language_model, words = load_language_model(llm, random_init, tokenizer)
-    options = {"name": connector, "output_scale": 1.0, **(connector_options or {})}
+    options = {"name": connector, **(connector_options or {})}
     states = state_words(language_model, words)
-    if match_output_scale:
+    if match_output_scale and "output_scale" in options_of(connector):
         options["output_scale"] = states.square().mean().sqrt().item()
     limits = {"max_views": max_views, "max_report_tokens": max_report_tokens}
     model, processor = assemble(encoder, eye, language_model, words, options, views=views, **limits)
-    if hasattr(model.connector, "start_from_diseases"):
-        model.connector.start_from_diseases(disease_embeddings(language_model, words), states)
+    model.connector.start_from_words(disease_embeddings(language_model, words), states)
     return model, processor
 
 
@@ -101,7 +101,7 @@ def assemble(
 
 def from_profile(profile: Profile, connector: str = "sasa", seed: int = 0) -> tuple[LightMedVLM, Processor]:
     """`from_backbones` with a profile's values."""
-    options = {"num_queries": profile.num_queries, **profile.connector_options} if connector == "sasa" else {}
+    options = profile_options(connector, profile)
     return from_backbones(
         profile.vision,
         profile.language_model,

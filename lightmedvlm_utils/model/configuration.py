@@ -19,7 +19,7 @@ class LightMedVLMConfig(PretrainedConfig):
     """Configuration of the three parts.
 
     `vision`: `{"architecture": timm name, "arguments": {...}}`, built without weights.
-    `text`: the fields of a Qwen3Config. `connector`: `{"name": "sasa" | "mlp", **options}`.
+    `text`: the fields of a Qwen3Config. `connector`: `{"name": of a registered connector, **options}`.
     `image_token_id`: the placeholder that connector tokens replace.
     `views`: how the views of one study come together: `"mean"` of the encoder's tokens, position by position (thesis),
     or `"side_by_side"`, each view through the connector by itself and all their tokens in the prompt.

@@ -27,15 +27,17 @@ from transformers import (
 )
 from transformers.utils import ModelOutput
 
-from lightmedvlm_utils.config import LABELS
 from lightmedvlm_utils.errors import UserError
 from lightmedvlm_utils.model import lora
 from lightmedvlm_utils.model.configuration import LightMedVLMConfig, checkpoint_folder
-from lightmedvlm_utils.model.connectors import SASA, build_connector
+from lightmedvlm_utils.model.connectors import build_connector
 
 PARTS = ("vision_encoder", "connector", "language_model")
 WEIGHTS = "model.safetensors"
 TIED = {"language_model.lm_head.weight"}  # shares the input embedding's memory where the language model ties them
+
+# Options of transformers' save_pretrained that ask for what is done here anyway.
+_PLAIN_SAVE = {"safe_serialization": (True,), "is_main_process": (True,), "push_to_hub": (False,)}
 
 
 @dataclass
@@ -200,12 +202,13 @@ class LightMedVLM(PreTrainedModel, GenerationMixin):
         embeddings = self.embed(input_ids, image_tokens)
         return super().generate(input_ids=input_ids, inputs_embeds=embeddings, **options)
 
-    # What SASA knows by itself
+    # What the connector knows by itself
 
     @property
     def query_names(self) -> list[str]:
-        """What each connector token is called: the diseases first."""
-        return [*LABELS, *(f"query {i}" for i in range(len(LABELS), self.connector.num_output_tokens))]
+        """What each connector token is called: by its label where it stands for one."""
+        labels = self.connector.token_labels
+        return [*labels, *(f"query {i}" for i in range(len(labels), self.connector.num_output_tokens))]
 
     def attention_maps(
         self,
@@ -213,28 +216,23 @@ class LightMedVLM(PreTrainedModel, GenerationMixin):
         view_mask: Tensor | None = None,
         image_features: Tensor | None = None,
     ) -> Tensor:
-        """(I, Q, H, W): where each of `query_names` looks; each map sums to 1. Raises UserError without SASA."""
-        sasa = self._sasa()
+        """(I, Q, H, W): where each of `query_names` looks; each map sums to 1. UserError for a connector without."""
         if image_features is None:
             image_features = self.encode_images(pixel_values, view_mask)
-        return sasa.attention_maps(image_features)
+        return self.connector.attention_maps(image_features)
 
     def disease_logits(self, image_tokens: Tensor, view_mask: Tensor | None = None) -> Tensor:
         """(I, Q, D) -> (B, 14): the logit of each label, mean over views that stand side by side."""
-        logits = self._sasa().disease_logits(image_tokens)  # (I, 14)
+        logits = self.connector.disease_logits(image_tokens)  # (I, 14)
         side_by_side = self.config.views == "side_by_side" and view_mask is not None
         return study_mean(logits, view_mask) if side_by_side else logits
 
     def disease_loss(self, image_tokens: Tensor, targets: Tensor, view_mask: Tensor | None = None) -> Tensor:
-        """`SASA.disease_loss`, mean over the known targets (B, 14); every view of a study has its study's targets."""
+        """The connector's disease loss, mean over the known targets (B, 14); every view of a study has its study's
+        targets."""
         if len(image_tokens) != len(targets):  # views side by side
             targets = targets.repeat_interleave(view_mask.sum(1), 0)
-        return self._sasa().disease_loss(image_tokens.float(), targets)
-
-    def _sasa(self) -> SASA:
-        if not isinstance(self.connector, SASA):
-            raise UserError("This model has the plain projector; only a SASA model has disease queries.")
-        return self.connector
+        return self.connector.disease_loss(image_tokens.float(), targets)
 
     # What learns, and what it costs
 
@@ -257,11 +255,15 @@ class LightMedVLM(PreTrainedModel, GenerationMixin):
 
     # Files
 
-    def save_pretrained(self, folder: Path | str, **_) -> None:
+    def save_pretrained(self, folder: Path | str, state_dict: dict[str, Tensor] | None = None, **options) -> None:
         """Write `config.json`, `model.safetensors` (without LoRA) and, where there is LoRA, `adapter/` as peft does.
 
-        For a checkpoint without an adapter call `merge_lora` first.
+        For a checkpoint without an adapter call `merge_lora` first. `state_dict` is what transformers' Trainer hands
+        over: the model's own, which is read here anyway. Raises UserError for any other option but a plain save's.
         """
+        unknown = sorted(name for name, value in options.items() if value not in _PLAIN_SAVE.get(name, ()))
+        if unknown:
+            raise UserError(f"A checkpoint cannot be saved with {unknown[0]}={options[unknown[0]]!r}; leave it out.")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.config.save_pretrained(folder)

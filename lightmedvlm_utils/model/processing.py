@@ -15,8 +15,8 @@ from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
 
 from lightmedvlm_utils.data.images import read_image
 from lightmedvlm_utils.errors import UserError
+from lightmedvlm_utils.files import write_json
 from lightmedvlm_utils.model.configuration import LightMedVLMConfig, checkpoint_folder
-from lightmedvlm_utils.runs import write_json
 
 IMAGE_TOKEN = "<|image_pad|>"  # Qwen3's tokenizer has it already
 END_OF_TURN = "<|im_end|>"
@@ -40,6 +40,11 @@ def chat_prompt(system: str, user: str) -> str:
     turns = (("system", system), ("user", user))
     text = "".join(f"<|im_start|>{role}\n{content}{END_OF_TURN}\n" for role, content in turns)
     return text + "<|im_start|>assistant\n"
+
+
+def as_views(image: Path | str | np.ndarray | Sequence) -> list:
+    """One study's views, of a single image (path or gray array) or a list of them."""
+    return [image] if isinstance(image, (str, Path, np.ndarray)) else list(image)
 
 
 class Processor:
@@ -79,8 +84,7 @@ class Processor:
 
         An image is a path or a gray array (H, W) in 0 to 1, or a list of either: the views of one study.
         """
-        studies = [[image] if isinstance(image, (str, Path, np.ndarray)) else list(image) for image in images]
-        inputs = self.images(studies)
+        inputs = self.images(list(map(as_views, images)))
         counts = inputs["view_mask"].sum(1).tolist()
         if questions is None:
             prompts = [self.report_prompt(count) for count in counts]

@@ -19,6 +19,7 @@ from torch.serialization import safe_globals
 from lightmedvlm_utils.errors import UserError
 from lightmedvlm_utils.model import lora
 from lightmedvlm_utils.model.backbones import assemble, load_language_model, load_vision
+from lightmedvlm_utils.model.connectors import options_of
 from lightmedvlm_utils.model.modeling import TIED, LightMedVLM
 from lightmedvlm_utils.model.processing import Processor
 
@@ -134,7 +135,7 @@ def load_thesis_checkpoint(
     account.from_backbones = [n for n, has in (("encoder", has_encoder), ("language model", has_llm)) if not has]
     encoder, eye = load_vision(vision, random_init=has_encoder)
     llm, words = load_language_model(language_model, has_llm, tokenizer or language_model)
-    if options["name"] == "sasa":
+    if "num_queries" in options_of(options["name"]):
         num_queries = weights["connector.queries"].shape[0] if "connector.queries" in weights else 64
         options |= {"num_queries": num_queries, "num_heads": num_heads, "disease_head": False}
     # Inputs as the thesis prepares them: the image stretched to the encoder's square, at most two views.

@@ -6,7 +6,6 @@ reader of the data set looks there.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -20,11 +19,11 @@ import pandas as pd
 from PIL import Image
 from tqdm.auto import tqdm
 
-from lightmedvlm_utils.config import LABELS
 from lightmedvlm_utils.data.labels import label_reports
 from lightmedvlm_utils.data.reports import clean_report, parse_sections, report_text
 from lightmedvlm_utils.errors import UserError
-from lightmedvlm_utils.runs import write_json
+from lightmedvlm_utils.files import digest, file_code_hash, write_json
+from lightmedvlm_utils.observations import LABELS
 
 from .images import render
 from .patients import Patient, Study, View, sample_patients, true_states
@@ -89,16 +88,14 @@ def split_of(index: int) -> str:
 def read_masks(root: Path | str, dicom_id: str) -> dict[str, np.ndarray]:
     """True finding masks of one image, coarse: label -> bool (64, 64); only findings that the view shows."""
     with np.load(Path(root) / "truth" / "masks" / f"{dicom_id}.npz") as packed:
-        return {
-            label: np.unpackbits(packed[label]).astype(bool).reshape(MASK_SIZE, MASK_SIZE) for label in packed
-        }
+        return {label: np.unpackbits(packed[label]).astype(bool).reshape(MASK_SIZE, MASK_SIZE) for label in packed}
 
 
 def _generator_hash() -> str:
-    """Hash of the code that makes the data set: an edited generator makes another phantom."""
+    """Stands for the code that makes the data set: an edited generator makes another phantom."""
     package = Path(__file__).parents[1]
     sources = [*sorted((package / "phantom").glob("*.py")), package / "data/labels.py", package / "data/reports.py"]
-    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
+    return digest([file_code_hash(source) for source in sources])
 
 
 # ------------------------------------------------------------------------------------------------ writing

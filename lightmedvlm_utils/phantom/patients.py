@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lightmedvlm_utils.config import FINDINGS
+from lightmedvlm_utils.observations import FINDINGS
 from lightmedvlm_utils.phantom.records import Finding, Patient, Study, TrueState, View, true_states
 
 __all__ = ["Finding", "Patient", "Study", "TrueState", "View", "sample_patients", "true_states"]

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from lightmedvlm_utils.observations import OPACITIES
+
 if TYPE_CHECKING:
     from .patients import Finding
 
@@ -225,7 +227,7 @@ _PLURALS = {  # bilateral findings: noun and verb change
 }
 # (system, rate, labels denied, wordings). A statement is made only where all labels it denies are absent and
 # none of them has been denied before.
-_LUNG_LABELS = ("Lung Opacity", "Atelectasis", "Consolidation", "Edema", "Lung Lesion", "Pneumonia")
+_LUNG_LABELS = ("Lung Opacity", *OPACITIES)
 _ABSENT = (
     ("lungs", 0.75, _LUNG_LABELS,
      ("The lungs are clear.", "Both lungs are clear.", "The lungs are clear without focal opacity.")),

@@ -5,17 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from lightmedvlm_utils.config import FINDINGS, LABELS
-
-# CheXpert's hierarchy: these imply Lung Opacity.
-_OPACITIES = ("Atelectasis", "Consolidation", "Edema", "Lung Lesion", "Pneumonia")
+from lightmedvlm_utils.observations import FINDINGS, LABELS, OPACITIES
 
 
 @dataclass(frozen=True)
 class Finding:
     """One abnormality or device. `side` is the patient's side; `seed` fixes its exact place and shape."""
 
-    label: str  # one of config.FINDINGS
+    label: str  # one of observations.FINDINGS
     kind: str  # what it is in words, e.g. "mass", "pacemaker", "rib fracture"
     side: str  # "left" | "right" | "bilateral" | ""
     zone: str  # "upper" | "mid" | "lower" | "apical" | "basal" | "diffuse" | ""
@@ -92,7 +89,7 @@ def true_states(study: Study) -> dict[str, TrueState]:
     states = {label: TrueState(0.0, 0) for label in LABELS}
     for finding in study.findings:
         states[finding.label] = _stronger(states[finding.label], TrueState(finding.severity, finding.state))
-    for label in _OPACITIES:
+    for label in OPACITIES:
         if states[label].state == 1:
             states["Lung Opacity"] = _stronger(states["Lung Opacity"], states[label])
     diseased = any(states[label].state for label in FINDINGS if label != "Support Devices")

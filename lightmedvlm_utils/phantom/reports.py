@@ -162,9 +162,7 @@ def _section(heading: str, text: str) -> str:
 
 
 def _paragraph(text: str) -> str:
-    return "\n".join(
-        f" {line}" for line in textwrap.wrap(text.replace("\n", " "), 78, break_on_hyphens=False)
-    )
+    return "\n".join(f" {line}" for line in textwrap.wrap(text.replace("\n", " "), 78, break_on_hyphens=False))
 
 
 def _document(blocks: list[str], title: str = "FINAL REPORT") -> str:
@@ -182,9 +180,7 @@ def _standard(preamble: list[str], findings: str, impression: str, rng: np.rando
 def _wet_read(preamble: list[str], findings: str, impression: str, rng: np.random.Generator) -> str:
     # The first look, before the final report: only its first item, and it may be worded otherwise later.
     first = impression.split("\n")[0].removeprefix("1. ").split(". ")[0].rstrip(".")
-    wet = (
-        f" WET READ: ___ ___ ___ {rng.integers(1, 12)}:{rng.integers(10, 59)} PM\n  {first}. \n {'_' * 70}\n"
-    )
+    wet = f" WET READ: ___ ___ ___ {rng.integers(1, 12)}:{rng.integers(10, 59)} PM\n  {first}. \n {'_' * 70}\n"
     return wet + _standard(preamble, findings, impression, rng)
 
 

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from lightmedvlm_utils.errors import UserError
-from lightmedvlm_utils.runs import outputs_root
+from lightmedvlm_utils.files import BACKBONES, outputs_root
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -30,11 +30,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def make_vision(options: argparse.Namespace) -> dict:
-    from lightmedvlm_utils.model.backbones import SHIPPED
     from lightmedvlm_utils.pretrain.vision import VisionRun, pretrain_vision, render_phantoms
 
     render_phantoms(options.cache, options.patients, options.workers)
-    target = (options.target or SHIPPED) / "swin"
+    target = (options.target or BACKBONES) / "swin"
     run = VisionRun(target, options.cache, options.vision_minutes, options.start, options.workers)
     return pretrain_vision(run)
 
@@ -44,11 +43,10 @@ def make_language(options: argparse.Namespace) -> dict:
         raise UserError(f"There is no study table {options.studies}; run `lightmedvlm run --to 01` first.")
     import pandas as pd
 
-    from lightmedvlm_utils.model.backbones import SHIPPED
     from lightmedvlm_utils.pretrain.language import pretrain_language
 
     studies = pd.read_parquet(options.studies)
-    return pretrain_language(studies, (options.target or SHIPPED) / "qwen3", options.language_minutes)
+    return pretrain_language(studies, (options.target or BACKBONES) / "qwen3", options.language_minutes)
 
 
 def main() -> int:

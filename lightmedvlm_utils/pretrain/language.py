@@ -20,8 +20,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from lightmedvlm_utils.config import LABELS
 from lightmedvlm_utils.data.questions import build_questions
+from lightmedvlm_utils.files import atomic_path
 from lightmedvlm_utils.model.connectors import STATES
 from lightmedvlm_utils.model.processing import (
     END_OF_TURN,
@@ -33,7 +33,7 @@ from lightmedvlm_utils.model.processing import (
     VQA_USER,
     Processor,
 )
-from lightmedvlm_utils.runs import atomic_path
+from lightmedvlm_utils.observations import LABELS
 
 SPECIAL_TOKENS = (PADDING, "<|im_start|>", END_OF_TURN, "<|vision_start|>", "<|vision_end|>", IMAGE_TOKEN)
 VOCABULARY = 1600

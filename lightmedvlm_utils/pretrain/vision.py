@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from torch.nn.functional import affine_grid, binary_cross_entropy_with_logits, grid_sample
 from torch.nn.parallel import DistributedDataParallel
 
-from lightmedvlm_utils.config import FINDINGS
+from lightmedvlm_utils.files import atomic_path, write_json
+from lightmedvlm_utils.observations import FINDINGS
 from lightmedvlm_utils.phantom.images import render
 from lightmedvlm_utils.phantom.patients import sample_patients, true_states
-from lightmedvlm_utils.runs import atomic_path, write_json
 
 FIRST_SEED = 1_000_000  # course runs use small seeds
 IMAGE_SIZE, STORED_SIZE, GRID = 224, 256, 7

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import pandas as pd
+
 from lightmedvlm_utils.config import NOT_FOR_CLINICAL_USE, Profile
+from lightmedvlm_utils.evaluation.bootstrap import PROTOCOL
 
 # (heading, task, section, {metric: column title}, protocol) of the tables in the card.
 _TABLES = (
@@ -25,7 +28,7 @@ _TABLES = (
     ),
     (
         "Localization: does the attention of a disease query find its finding?",
-        ("localisation", "all findings", "lightmedvlm"),
+        ("localization", "all findings", "lightmedvlm"),
         {"pointing_game": "pointing game", "inside_mass": "mass inside the finding"},
     ),
 )
@@ -42,7 +45,7 @@ _PHANTOM_LIMIT = "- Trained on synthetic phantoms: it knows nothing about real p
 
 
 def model_card(
-    records: Sequence[Mapping], profile: Profile, dataset: str, train_studies: int, connector_name: str = "sasa"
+    records: Sequence[Mapping], profile: Profile, dataset: str, train_studies: int, connector_name: str
 ) -> str:
     """Markdown: what the model is, what it may be used for, how it scored, what it cannot do."""
     count = max((row["n"] for row in records if row["task"] == "report"), default=0)
@@ -68,18 +71,27 @@ def model_card(
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
+def record_table(
+    records: Sequence[Mapping], task: str, section: str, titles: Mapping[str, str], protocol: str = PROTOCOL
+) -> pd.DataFrame:
+    """The chosen records as a table of texts "0.71 (0.68 to 0.74)": a row per system, a column per metric of `titles`
+    that is there."""
+    cells: dict[str, dict[str, str]] = {}
+    for row in records:
+        if (row["task"], row["section"], row["protocol"]) == (task, section, protocol) and row["metric"] in titles:
+            cells.setdefault(row["system"], {})[titles[row["metric"]]] = format_record(row)
+    table = pd.DataFrame.from_dict(cells, orient="index").fillna("–")
+    return table[[title for title in titles.values() if title in table]]
+
+
 def _table(records: Sequence[Mapping], heading: str, where: tuple[str, str, str], titles: dict[str, str]) -> str:
     """One Markdown table, a row per system; empty where the run has no such records."""
     task, section, protocol = where
-    own = [row for row in records if (row["task"], row["section"], row["protocol"]) == (task, section, protocol)]
-    cells = {(row["system"], row["metric"]): row for row in own if row["metric"] in titles}
-    systems = list(dict.fromkeys(system for system, _ in cells))
-    if not systems:
+    table = record_table(records, task, section, titles, protocol)
+    if table.empty:
         return ""
-    lines = ["| system | " + " | ".join(titles.values()) + " |", "|---" * (len(titles) + 1) + "|"]
-    for system in systems:
-        values = (format_record(cells.get((system, metric))) for metric in titles)
-        lines.append(f"| {system} | " + " | ".join(values) + " |")
+    lines = ["| system | " + " | ".join(table.columns) + " |", "|---" * (len(table.columns) + 1) + "|"]
+    lines += [f"| {system} | " + " | ".join(row) + " |" for system, row in zip(table.index, table.values, strict=True)]
     return f"### {heading}\n\n" + "\n".join(lines)
 
 

@@ -15,33 +15,24 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from lightmedvlm_utils.course.steps import Step
 from lightmedvlm_utils.data.questions import build_questions
 from lightmedvlm_utils.errors import UserError
+from lightmedvlm_utils.files import write_json
 from lightmedvlm_utils.inference import Reporter
+from lightmedvlm_utils.learning.examples import Example, question_examples, report_examples
+from lightmedvlm_utils.learning.features import FEATURES, FeatureStore, ImageStore, Store
+from lightmedvlm_utils.learning.loop import evaluate_loss, prepare_stage, train, warm_up_diseases
 from lightmedvlm_utils.model.backbones import from_profile
 from lightmedvlm_utils.model.modeling import LightMedVLM
 from lightmedvlm_utils.model.processing import Processor
-from lightmedvlm_utils.runs import Step, write_json
-from lightmedvlm_utils.training import (
-    Example,
-    FeatureStore,
-    ImageStore,
-    Store,
-    evaluate_loss,
-    prepare_stage,
-    question_examples,
-    report_examples,
-    train,
-    warm_up_diseases,
-)
 
 STEPS = {1: "04_stage1_alignment", 2: "05_stage2_report_generation", 3: "06_stage3_vqa"}
-FEATURES = "features.safetensors"  # written by notebook 03 where the encoder is frozen
 
 
 @dataclass
 class StageResult:
-    """A trained stage: `history` as `training.train` returns it, `folder` holds the checkpoint."""
+    """A trained stage: `history` as `learning.loop.train` returns it, `folder` holds the checkpoint."""
 
     model: LightMedVLM
     processor: Processor
@@ -49,9 +40,20 @@ class StageResult:
     folder: Path
 
 
-def connectors_of(connector: str, baseline: str) -> list[str]:
-    """The connectors a notebook trains: the lesson's own and, unless empty or the same, the baseline's."""
-    return [connector] if baseline in ("", connector) else [connector, baseline]
+def stage_table(step: Step, last: int) -> pd.DataFrame:
+    """What the stages up to `last` learn, from what, and at which rates: one row a stage."""
+    rows = {}
+    for number, learns_from in {1: "reports", 2: "reports, balanced", 3: "questions"}.items():
+        if number > last:
+            break
+        values = step.profile.stage(number)
+        if number == 3 and values.report_replay:
+            learns_from += f" + {values.report_replay:.0%} of the reports"
+        row = {"learns": " + ".join(values.learns), "from": learns_from}
+        row |= {"epochs": values.epochs, "batch": values.batch_size}
+        rates = {f"rate, {part}": rate for part, rate in values.rates().items()}
+        rows[f"stage {number}"] = row | rates
+    return pd.DataFrame.from_dict(rows, orient="index").fillna("frozen")
 
 
 def start_of_stage(step: Step, number: int, connector: str) -> tuple[LightMedVLM, Processor]:
@@ -66,7 +68,7 @@ def start_of_stage(step: Step, number: int, connector: str) -> tuple[LightMedVLM
 def image_store(step: Step, number: int, studies: pd.DataFrame, processor: Processor) -> Store:
     """Where a stage takes its images from: features computed once by notebook 03, or the images themselves where
     the encoder learns."""
-    if step.profile.stage(number).vision_lr > 0 or processor.views != "mean":
+    if "vision" in step.profile.stage(number).learns or processor.views != "mean":
         return ImageStore(studies, processor)
     return FeatureStore.load(step.path("03_building_sasa", FEATURES))
 
@@ -74,7 +76,7 @@ def image_store(step: Step, number: int, studies: pd.DataFrame, processor: Proce
 def study_features(step: Step, reporter: Reporter, studies: pd.DataFrame) -> list[Tensor]:
     """The encoder's tokens (N, C) of every study: notebook 03's, where no stage has trained the encoder, else computed
     with the reporter's own."""
-    if any(step.profile.stage(number).vision_lr > 0 for number in STEPS):
+    if any("vision" in step.profile.stage(number).learns for number in STEPS):
         return reporter.features([[image["path"] for image in images] for images in studies.images])
     store = FeatureStore.load(step.path("03_building_sasa", FEATURES))
     return list(store(studies.study_id)["image_features"])
@@ -119,12 +121,12 @@ def run_stage(step: Step, number: int, connector: str, training: pd.DataFrame, v
     store = image_store(step, number, pd.concat([training, validation]), processor)
     held_out = stage_examples(step, number, validation, processor, "validate")
     history = []
-    if settings.disease_warmup and getattr(model.connector, "has_disease_head", False):
-        history = [{"step": 0, "epoch": 0, **evaluate_loss(model, processor, held_out, store, profile.precision)}]
-        rows = training[training.split == "train"]
-        losses = warm_up_diseases(model, store, rows, settings.disease_warmup, settings, step.seed)
-        print(f"disease warm-up: loss {losses[0]:.3f} in its first epoch, {losses[-1]:.3f} in its last")
     examples = stage_examples(step, number, training, processor, "train")
+    if settings.disease_warmup and model.connector.has_disease_head:
+        history = [{"step": 0, "epoch": 0, **evaluate_loss(model, processor, held_out, store, profile.precision)}]
+        studies = report_examples(training[training.split == "train"], processor)
+        losses = warm_up_diseases(model, processor, studies, store, settings, step.seed, profile.precision)
+        print(f"disease warm-up: loss {losses[0]:.3f} in its first epoch, {losses[-1]:.3f} in its last")
     history += train(model, processor, examples, store, settings, held_out, step.seed, profile.precision)
     save_checkpoint(model, processor, folder)
     write_json(history_path, history)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from lightmedvlm_utils import runs
+from lightmedvlm_utils.files import outputs_root
 
 _SOURCE_LINES_SHOWN = 3
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -98,11 +98,11 @@ def _kernel_manager(log_stream):
 
 def _environment() -> dict[str, str]:
     """Variables that make the kernel use this package, this outputs folder and a headless display."""
-    package_parent = str(Path(__file__).resolve().parents[1])
+    package_parent = str(Path(__file__).resolve().parents[2])
     search_path = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
         "PYTHONPATH": os.pathsep.join(search_path),
-        "LIGHTMEDVLM_OUTPUTS": str(runs.outputs_root()),
+        "LIGHTMEDVLM_OUTPUTS": str(outputs_root()),
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "TQDM_MININTERVAL": "10",  # a bar that moves ten times a second floods the executed copy
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",

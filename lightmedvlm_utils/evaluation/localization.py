@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from lightmedvlm_utils.bootstrap import bootstrap_weights, records
+from lightmedvlm_utils.evaluation.bootstrap import bootstrap_weights, records
 
 
 def enlarge(attention: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -42,26 +42,28 @@ def localization_table(
     masks: Sequence[dict[str, np.ndarray]],
     patients: Sequence,
     other: Sequence[int],
+    system: str = "sasa",
 ) -> pd.DataFrame:
     """One row per image, finding shown in it, and system: `pointing_game` and `inside_mass`.
 
     `maps` and `masks` hold one `{label: array}` per image; `other[i]` is the index of another patient's one.
-    Systems: "sasa"; "shuffled_image", the same label's map of that other image; "center"; "uniform", whose
+    Systems: `system`, whose maps they are; "shuffled_image", the same label's map of that other image; "center";
+    "uniform", whose
     two numbers are both the mask's share of the image.
     """
     blind, rows = center_map(), []
     for index, shown in enumerate(masks):
         for label, mask in shown.items():
             scores = {
-                "sasa": localize(maps[index][label], mask),
+                system: localize(maps[index][label], mask),
                 "shuffled_image": localize(maps[other[index]][label], mask),
                 "center": localize(blind, mask),
                 "uniform": (mask.mean(), mask.mean()),
             }
             about = {"subject_id": patients[index], "image": index, "label": label}
             rows += [
-                about | {"system": system, "pointing_game": float(hit), "inside_mass": float(inside)}
-                for system, (hit, inside) in scores.items()
+                about | {"system": name, "pointing_game": float(hit), "inside_mass": float(inside)}
+                for name, (hit, inside) in scores.items()
             ]
     return pd.DataFrame(rows, columns=["subject_id", "image", "label", "system", "pointing_game", "inside_mass"])
 
@@ -77,6 +79,6 @@ def localization_records(table: pd.DataFrame, samples: int = 1000, seed: int = 0
                 metric: weights @ part[metric].to_numpy() / weights.sum(1)
                 for metric in ("pointing_game", "inside_mass")
             }
-            about = {"task": "localisation", "unit": "finding in image", "section": label}
+            about = {"task": "localization", "unit": "finding in image", "section": label}
             rows += records(scores, system=system, n=len(part), **about)
     return rows

@@ -9,10 +9,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightmedvlm_utils.config import DATASETS
+from lightmedvlm_utils.config import check_dataset
 from lightmedvlm_utils.errors import UserError
 
-SHARED = ("profile", "dataset", "data_root", "run_name", "seed", "force")
+SHARED = ("profile", "dataset", "data_root", "run_name", "seed", "force", "settings")
 
 
 @dataclass
@@ -79,7 +79,7 @@ def resolve_parameters(notebooks: list[Notebook], shared: dict, given: dict) -> 
     """
     for name in given:
         if name in SHARED:
-            option = {"data_root": "--data-root", "run_name": "--run-name"}.get(name, f"--{name}")
+            option = {"data_root": "--data-root", "run_name": "--run-name", "settings": "--set"}.get(name, f"--{name}")
             raise UserError(f"Parameter {name!r} belongs to the whole run; give it as {option}.")
         if not any(name in notebook.defaults for notebook in notebooks):
             raise UserError(_unknown_parameter(name, notebooks))
@@ -116,11 +116,12 @@ def _typed(name: str, value, default, notebook: str):
 
 
 def checked_data_root(dataset: str, data_root: str) -> str:
-    """`data_root` as an absolute path: the kernels work in another folder."""
-    if dataset not in DATASETS:
-        raise UserError(f"There is no data set {dataset!r}; choose one of {', '.join(DATASETS)}.")
+    """`data_root` as an absolute path, since the kernels work in another folder."""
+    check_dataset(dataset)
     if not data_root:
         return ""
+    if dataset == "phantom":
+        raise UserError("The phantom is drawn by the course itself and takes no --data-root; name another --dataset.")
     root = Path(data_root).expanduser().resolve()
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; give the folder of the {dataset} data as --data-root.")

@@ -1,7 +1,4 @@
-"""Connectors turn image tokens into language-model tokens: `(B, N, vision_dim) -> (B, Q, llm_dim)`.
-
-`"sasa"` is the thesis' Spatially-Aware Semantic Abstractor, `"mlp"` its baseline projector. Letters: B batch,
-N image tokens (H x W of them), Q query tokens, C vision width, D language-model width.
+"""SASA, the Spatially-Aware Semantic Abstractor of the thesis: convolutions, then queries that start from diseases.
 
 The convolutional stage follows Honeybee's C-Abstractor (Cha et al. 2024, arXiv 2312.06742) in idea, the query
 stage follows cross-attention resamplers (Alayrac et al. 2022, arXiv 2204.14198).
@@ -10,43 +7,19 @@ stage follows cross-attention resamplers (Alayrac et al. 2022, arXiv 2204.14198)
 from __future__ import annotations
 
 import math
-from inspect import signature
 
 import torch
 from torch import Tensor, nn
 
-from lightmedvlm_utils.config import LABELS
 from lightmedvlm_utils.errors import UserError
+from lightmedvlm_utils.model.connectors.base import Connector, check_choice, check_heads, sine_positions
+from lightmedvlm_utils.observations import LABELS
 
 STATES = ("absent", "possible", "present")
 POSITIVE_WEIGHT = 3.0  # in the disease loss, since a finding is absent in nine studies of ten
 
 
-class MLPConnector(nn.Module):
-    """The baseline: the same two linear layers for every image token, so Q = N."""
-
-    def __init__(
-        self,
-        vision_dim: int,
-        llm_dim: int,
-        grid: tuple[int, int],
-        dropout: float = 0.1,
-        output_scale: float = 1.0,
-    ):
-        super().__init__()
-        self.num_output_tokens, self.output_scale = grid[0] * grid[1], output_scale
-        self.hidden = nn.Linear(vision_dim, 2 * vision_dim)
-        self.dropout = nn.Dropout(dropout)
-        self.project = nn.Linear(2 * vision_dim, llm_dim)
-        self.norm = nn.LayerNorm(llm_dim)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, N, C) -> (B, N, D)."""
-        hidden = self.dropout(nn.functional.gelu(self.hidden(features)))  # (B, N, 2C)
-        return self.norm(self.project(hidden)) * self.output_scale  # (B, N, D)
-
-
-class SASA(nn.Module):
+class SASA(Connector):
     """Spatially-Aware Semantic Abstractor: convolutional refinement, then cross-attention from disease queries.
 
     The defaults are the thesis' configuration, but for `disease_head`, which it has not. Options:
@@ -68,6 +41,10 @@ class SASA(nn.Module):
     Raises UserError for unknown values and for fewer queries than diseases.
     """
 
+    title = "SASA"
+    has_attention_maps = True
+    token_labels = LABELS
+
     def __init__(
         self,
         vision_dim: int,
@@ -86,18 +63,17 @@ class SASA(nn.Module):
         disease_head: bool = True,
     ):
         super().__init__()
-        _check_choice("residual", residual, ("raw", "normed"))
-        _check_choice("conv_norm", conv_norm, ("batch", "group"))
-        _check_choice("query_start", query_start, ("diseases", "random"))
-        if llm_dim % num_heads:
-            raise UserError(f"SASA cannot split {llm_dim} channels among {num_heads} heads; choose another num_heads.")
+        check_choice("residual", residual, ("raw", "normed"))
+        check_choice("conv_norm", conv_norm, ("batch", "group"))
+        check_choice("query_start", query_start, ("diseases", "random"))
+        check_heads(llm_dim, num_heads)
         if num_queries < len(LABELS) and (disease_head or query_start == "diseases"):
             raise UserError(f"SASA needs num_queries >= {len(LABELS)}, one per label; {num_queries} was given.")
         self.grid, self.num_output_tokens, self.residual = tuple(grid), num_queries, residual
         self.match_query_scale, self.output_scale, self.query_start = match_query_scale, output_scale, query_start
         self.refine = _refinement(vision_dim, conv_norm) if conv else nn.Identity()
         self.project = nn.Linear(vision_dim, llm_dim)
-        positions = _sine_positions(grid, llm_dim) if key_positions else torch.zeros(1)
+        positions = sine_positions(grid, llm_dim) if key_positions else torch.zeros(1)
         self.register_buffer("positions", positions, persistent=False)
         self.queries = nn.Parameter(torch.randn(num_queries, llm_dim))
         self.norm_queries = nn.LayerNorm(llm_dim)
@@ -147,11 +123,11 @@ class SASA(nn.Module):
 
     def _state_words(self) -> Tensor:
         if not self.has_disease_head:
-            raise UserError("This SASA has no disease head (an imported thesis checkpoint has none).")
+            raise self._no_disease_head()
         return self.state_words
 
     @torch.no_grad()
-    def start_from_diseases(self, disease_embeddings: Tensor, state_words: Tensor) -> None:
+    def start_from_words(self, disease_embeddings: Tensor, state_words: Tensor) -> None:
         """Start from the language model's own words: overwrite the first 14 queries with `disease_embeddings`
         (14, D), the labels' names, and scale the others, each as far as the options say; keep `state_words`
         (14, 3, D), the labels in each of `STATES`, for the disease head."""
@@ -182,40 +158,3 @@ def _refinement(width: int, norm: str) -> nn.Sequential:
     for _ in range(2):
         layers += [nn.Conv2d(width, width, 3, padding=1), make_norm(), nn.SiLU()]
     return nn.Sequential(*layers)
-
-
-def _sine_positions(grid: tuple[int, int], width: int) -> Tensor:
-    """(H*W, width): the first half of the channels codes the row, the second the column, each as in Vaswani et
-    al. 2017 but with base 100, since a grid has tens of places, not thousands."""
-    quarter = width // 4
-    rates = torch.exp(torch.arange(quarter) * (-math.log(100.0) / quarter))
-
-    def code(count: int) -> Tensor:
-        angles = torch.arange(count)[:, None] * rates
-        return torch.cat([angles.sin(), angles.cos()], -1)  # (count, 2 * quarter)
-
-    table = torch.zeros(*grid, width)
-    table[..., : 2 * quarter] = code(grid[0])[:, None]
-    table[..., 2 * quarter : 4 * quarter] = code(grid[1])
-    return table.flatten(0, 1)
-
-
-CONNECTORS = {"mlp": MLPConnector, "sasa": SASA}
-
-
-def build_connector(
-    name: str, vision_dim: int, llm_dim: int, grid: tuple[int, int], **options: object
-) -> MLPConnector | SASA:
-    """A connector by its name, `"sasa"` or `"mlp"`; `options` are keyword arguments of that class."""
-    if name not in CONNECTORS:
-        raise UserError(f"There is no connector {name!r}; choose 'sasa' or 'mlp'.")
-    known = list(signature(CONNECTORS[name]).parameters)[3:]
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise UserError(f"The connector {name!r} has no option {unknown[0]!r}; its options are {', '.join(known)}.")
-    return CONNECTORS[name](vision_dim, llm_dim, grid, **options)
-
-
-def _check_choice(option: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UserError(f"SASA's {option} is {' or '.join(map(repr, choices))}, not {value!r}; correct the option.")

@@ -8,8 +8,11 @@ import shutil
 import sys
 from importlib import metadata
 
-from lightmedvlm_utils import __version__, runs
+from lightmedvlm_utils import __version__
+from lightmedvlm_utils.course.steps import MANIFEST
+from lightmedvlm_utils.device import choose_device
 from lightmedvlm_utils.errors import UserError
+from lightmedvlm_utils.files import outputs_root
 
 MIN_FREE_GB = 3  # a laptop run writes about 1 GB; the rest is room for temporary copies
 MIN_MEMORY_GB = 6
@@ -58,7 +61,7 @@ def _hardware() -> dict:
     import psutil
 
     try:
-        device = runs.device_report()[2]
+        device = choose_device().reason
     except ImportError as error:
         device = f"unknown: torch cannot be imported ({error})"
     memory = psutil.virtual_memory()
@@ -72,7 +75,7 @@ def _hardware() -> dict:
 
 def _outputs() -> dict:
     """Where results go, whether they can, and how much room is left there."""
-    root = runs.outputs_root()
+    root = outputs_root()
     existing = next(folder for folder in (root, *root.parents) if folder.exists())
     free = shutil.disk_usage(existing).free
     return {
@@ -85,8 +88,8 @@ def _outputs() -> dict:
 def _runs() -> list[dict]:
     """The finished steps of every run."""
     found = []
-    for folder in sorted(runs.outputs_root().glob("*")):
-        steps = sorted(manifest.parent.name for manifest in folder.glob(f"[0-9][0-9]_*/{runs.MANIFEST}"))
+    for folder in sorted(outputs_root().glob("*")):
+        steps = sorted(manifest.parent.name for manifest in folder.glob(f"[0-9][0-9]_*/{MANIFEST}"))
         if steps:
             found.append(dict(run=folder.name, steps=steps))
     return found

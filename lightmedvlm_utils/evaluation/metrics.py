@@ -15,8 +15,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from lightmedvlm_utils.config import LABELS
 from lightmedvlm_utils.errors import UserError
+from lightmedvlm_utils.observations import LABELS
 
 # The five observations of the CheXpert competition (Irvin et al. 2019, arXiv 1901.07031).
 FIVE_LABELS = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
@@ -176,9 +176,7 @@ class LabelF1(NamedTuple):
     left_out: tuple[str, ...]
 
 
-def label_f1(
-    reference: pd.DataFrame, predicted: pd.DataFrame, uncertain_as: UncertainAs = "positive"
-) -> LabelF1:
+def label_f1(reference: pd.DataFrame, predicted: pd.DataFrame, uncertain_as: UncertainAs = "positive") -> LabelF1:
     """Agreement of two label tables (14 columns of 1, 0, -1, NaN; rows in the same order)."""
     everyone = np.ones((1, len(reference)))
     truth, guess = positive(reference, uncertain_as), positive(predicted, uncertain_as)

@@ -1,0 +1,1 @@
+"""Training: what is learned from, where images come from, and the one loop of all stages."""

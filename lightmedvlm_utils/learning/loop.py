@@ -1,0 +1,246 @@
+"""One training loop for every stage; what differs between them is data, objective and settings."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightmedvlm_utils.config import Part, StageSettings
+from lightmedvlm_utils.device import Precision, choose_device
+from lightmedvlm_utils.learning.examples import Example, disease_targets
+from lightmedvlm_utils.learning.features import Store
+from lightmedvlm_utils.model import lora
+from lightmedvlm_utils.model.modeling import LightMedVLM
+from lightmedvlm_utils.model.processing import Processor
+
+Batch = dict[str, Tensor]
+PART_MODULES: dict[Part, str] = {"vision": "vision_encoder", "connector": "connector", "lora": "language_model"}
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a stage minimizes: how a batch is made of examples, and its losses; `"loss"` is the one that learns."""
+
+    collate: Callable[[Sequence[Example], Store, Processor], Batch]
+    losses: Callable[[LightMedVLM, Batch, StageSettings], dict[str, Tensor]]
+
+
+def make_batch(examples: Sequence[Example], store: Store, processor: Processor) -> Batch:
+    """Collate examples: tokens padded on the right, their images or features, and the disease targets."""
+    text = processor.for_training([e.prompt for e in examples], [e.target for e in examples])
+    return text | make_disease_batch(examples, store, processor)
+
+
+def make_disease_batch(examples: Sequence[Example], store: Store, processor: Processor) -> Batch:
+    """Images or features, and the disease targets, without any text."""
+    targets = disease_targets(np.stack([e.states for e in examples]))
+    return store([e.study_id for e in examples]) | {"disease_targets": targets}
+
+
+def text_losses(model: LightMedVLM, batch: Batch, settings: StageSettings) -> dict[str, Tensor]:
+    """The text loss, and `settings.disease_loss` times the disease loss where the connector has one."""
+    weight = settings.disease_loss if model.connector.has_disease_head else 0.0
+    output = model(**batch, disease_weight=weight)
+    return {"loss": output.loss, "text_loss": output.text_loss}
+
+
+def disease_losses(model: LightMedVLM, batch: Batch, settings: StageSettings) -> dict[str, Tensor]:
+    """The disease loss alone; the language model does not run."""
+    images = {name: value for name, value in batch.items() if name != "disease_targets"}
+    tokens = model.image_tokens(**images)
+    return {"loss": model.disease_loss(tokens, batch["disease_targets"], images.get("view_mask"))}
+
+
+TEXT = Objective(make_batch, text_losses)
+DISEASES = Objective(make_disease_batch, disease_losses)
+
+
+def batches(
+    examples: Sequence[Example],
+    store: Store,
+    processor: Processor,
+    batch_size: int,
+    rng: np.random.Generator | None,
+    collate: Callable[[Sequence[Example], Store, Processor], Batch] = make_batch,
+) -> Iterator[Batch]:
+    """One epoch. With `rng` in random order, examples of like length together so that little is padding; without,
+    in the given order."""
+    order = np.arange(len(examples))
+    if rng is not None:
+        rng.shuffle(order)
+        pool = batch_size * 16
+        lengths = np.array([len(e.target) for e in examples])
+        pools = [order[i : i + pool] for i in range(0, len(order), pool)]
+        order = np.concatenate([p[np.argsort(lengths[p], kind="stable")] for p in pools])
+    chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    if rng is not None:
+        rng.shuffle(chunks)
+    for chunk in chunks:
+        yield collate([examples[i] for i in chunk], store, processor)
+
+
+def parameter_groups(model: LightMedVLM, settings: StageSettings) -> list[dict]:
+    """Freeze what the stage does not train, and group the rest by learning rate; biases and norms do not decay."""
+    rates = settings.rates()
+    model.train_only(*(PART_MODULES[part] for part in rates))
+    groups = []
+    for part, rate in rates.items():
+        trainable = [p for p in getattr(model, PART_MODULES[part]).parameters() if p.requires_grad]
+        for decay, members in (
+            (settings.weight_decay, [p for p in trainable if p.ndim > 1]),
+            (0.0, [p for p in trainable if p.ndim <= 1]),
+        ):
+            if members:
+                groups.append({"params": members, "lr": rate, "peak": rate, "weight_decay": decay})
+    return groups
+
+
+def learning_rate(step: int, steps: int, peak: float, settings: StageSettings) -> float:
+    """Linear warm-up, then a half cosine from `peak` to `settings.final_lr`."""
+    warmup = max(1, round(settings.warmup * steps))
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return settings.final_lr + (peak - settings.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def train(
+    model: LightMedVLM,
+    processor: Processor,
+    examples: Sequence[Example],
+    store: Store,
+    settings: StageSettings,
+    validation: Sequence[Example] = (),
+    seed: int = 0,
+    precision: Precision = "auto",
+    log: Callable[[str], None] = print,
+    objective: Objective = TEXT,
+) -> list[dict]:
+    """Train in place; returns the history: one record a step `{step, loss, text_loss, ...}`, and one an epoch with
+    `validation_loss`, the first of them (epoch 0) from before training.
+
+    Parts that do not learn are frozen and run in evaluation mode, so that not even a running mean moves.
+    """
+    where = choose_device(precision)
+    model.to(where.device)
+    groups = parameter_groups(model, settings)
+    optimizer = torch.optim.AdamW(groups)
+    scaler = torch.amp.GradScaler(enabled=where.dtype == torch.float16 and where.device.type == "cuda")
+    rng, started = np.random.default_rng(seed), time.monotonic()
+    torch.manual_seed(seed)
+    per_epoch = math.ceil(len(examples) / settings.batch_size)
+    steps = math.ceil(settings.epochs * per_epoch)
+    history: list[dict] = [{"step": 0, "epoch": 0, **evaluate_loss(model, processor, validation, store, precision)}]
+    step = 0
+    while step < steps:
+        set_training_mode(model)
+        for batch in batches(examples, store, processor, settings.batch_size, rng, objective.collate):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, steps, group["peak"], settings)
+            with where.autocast():
+                losses = objective.losses(model, where.move(batch), settings)
+            scaler.scale(losses["loss"]).backward()
+            scaler.unscale_(optimizer)
+            norm = torch.nn.utils.clip_grad_norm_([p for g in groups for p in g["params"]], settings.gradient_clip)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+            history.append({"step": step, **{name: loss.item() for name, loss in losses.items()}})
+            history[-1]["gradient_norm"] = norm.item()
+            if step == steps:
+                break
+        epoch = math.ceil(step / per_epoch)
+        history.append({"step": step, "epoch": epoch, **evaluate_loss(model, processor, validation, store, precision)})
+        log(_progress(history, per_epoch, time.monotonic() - started))
+    model.eval()
+    return history
+
+
+def _progress(history: Sequence[dict], per_epoch: int, seconds: float) -> str:
+    """One line about the epoch that has just ended."""
+    recent = np.mean([h.get("text_loss", h["loss"]) for h in history if "loss" in h][-per_epoch:])
+    held_out = f", validation loss {history[-1]['validation_loss']:.3f}" if "validation_loss" in history[-1] else ""
+    return f"epoch {history[-1]['epoch']}: training loss {recent:.3f}{held_out}, {seconds:.0f} s"
+
+
+def warm_up_diseases(
+    model: LightMedVLM,
+    processor: Processor,
+    examples: Sequence[Example],
+    store: Store,
+    settings: StageSettings,
+    seed: int = 0,
+    precision: Precision = "auto",
+) -> list[float]:
+    """Train the connector alone, on its disease loss alone, in place; returns the mean loss of each epoch.
+
+    An ordinary use of `train` with the stage's `disease_warmup` settings. No text is read and the language model does
+    not run, so an epoch takes seconds. Raises UserError for a connector without disease queries.
+    """
+    warm = replace(
+        settings,
+        epochs=settings.disease_warmup,
+        batch_size=settings.disease_warmup_batch_size,
+        learns=("connector",),
+        connector_lr=settings.disease_warmup_lr,
+        weight_decay=settings.disease_warmup_weight_decay,
+    )
+    history = train(
+        model, processor, examples, store, warm, seed=seed, precision=precision, log=_quiet, objective=DISEASES
+    )
+    losses = [record["loss"] for record in history if "loss" in record]
+    per_epoch = math.ceil(len(examples) / warm.batch_size)
+    return [float(np.mean(losses[start : start + per_epoch])) for start in range(0, len(losses), per_epoch)]
+
+
+def _quiet(line: str) -> None:
+    """For a log that nobody reads."""
+
+
+@torch.no_grad()
+def evaluate_loss(
+    model: LightMedVLM,
+    processor: Processor,
+    examples: Sequence[Example],
+    store: Store,
+    precision: Precision = "auto",
+    batch_size: int = 64,
+) -> dict[str, float]:
+    """`{"validation_loss": mean text loss per supervised token}` over the examples; empty without examples."""
+    if not examples:
+        return {}
+    where = choose_device(precision)
+    model.to(where.device).eval()
+    total = tokens = 0.0
+    for batch in batches(examples, store, processor, batch_size, None):
+        with where.autocast():
+            loss = model(**where.move(batch)).text_loss
+        count = (batch["labels"][:, 1:] != -100).sum().item()
+        total, tokens = total + loss.item() * count, tokens + count
+    return {"validation_loss": total / tokens}
+
+
+def set_training_mode(model: LightMedVLM) -> None:
+    """Training mode for the parts that learn; evaluation mode (no dropout, fixed statistics) for the frozen."""
+    model.eval()
+    for part in (model.vision_encoder, model.connector, model.language_model):
+        part.train(any(p.requires_grad for p in part.parameters()))
+
+
+def prepare_stage(
+    model: LightMedVLM, settings: StageSettings, rank: int, alpha: int, dropout: float, seed: int = 0
+) -> int:
+    """Give the language model its LoRA adapters where the stage trains it and it has none yet; returns the number
+    of parameters that will learn."""
+    if "lora" in settings.learns and not lora.has_lora(model.language_model):
+        torch.manual_seed(seed)
+        lora.add(model.language_model, rank, alpha, dropout)
+    parameter_groups(model, settings)
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
