@@ -88,6 +88,7 @@ def _add_run(commands) -> None:
     run.add_argument("--from", dest="first", default="", metavar="NN", help="first notebook (number or name)")
     run.add_argument("--to", dest="last", default="", metavar="NN", help="last notebook (number or name)")
     run.add_argument("--force", action="store_true", help="redo steps that are already done")
+    run.add_argument("--dry-run", action="store_true", help="say what would be redone and why, and stop there")
     run.add_argument("--json", action="store_true", help="print the run's record as JSON, progress on stderr")
     run.add_argument(
         "-p",
@@ -215,6 +216,7 @@ def _run(arguments) -> int:
             parameters=dict(arguments.parameters),
             force=arguments.force,
             settings=settings,
+            dry=arguments.dry_run,
             say=say,
         )
     except NotebookFailed as failure:

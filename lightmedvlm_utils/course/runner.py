@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,13 +46,14 @@ def run_course(
     parameters: Mapping[str, Any] | None = None,
     force: bool = False,
     settings: Mapping[str, Any] | None = None,
+    dry: bool = False,
     say: Callable[..., None] = print,
 ) -> dict[str, Any]:
     """Execute the notebooks `first` to `last` into `outputs/<run>/` and return what `run.json` records of them.
 
-    Everything that can be checked beforehand is: names, types and ranges of all parameters and settings, profile,
-    data set, connectors, and that nobody else is at work in the run's folder. Raises UserError for those, and
-    NotebookFailed at the first notebook that stops.
+    With `dry` nothing is executed: the record's `plan` says what would be. Everything that can be checked beforehand
+    is: names, types and ranges of all parameters and settings, profile, data set, connectors, and that nobody else is
+    at work in the run's folder. Raises UserError for those, and NotebookFailed at the first notebook that stops.
     """
     resolved = resolve(profile, settings)
     if seed < 0:
@@ -71,31 +72,49 @@ def run_course(
     _check_connectors(resolved, parameters or {}, values)
     folder = run_folder(run_name, profile)
     check_run(folder, profile, dataset)
+    record: dict[str, Any] = dict(shared, parameters=dict(parameters or {}), steps=[])
+    if dry:
+        return _announce(record, notebooks, values, folder, resolved, say, everything=True)
     (folder / "notebooks").mkdir(parents=True, exist_ok=True)  # fails now rather than after the first notebook
     held = lock(folder, ".lock", "A run")
     try:
-        return _run(notebooks, values, folder, resolved, dict(shared, parameters=dict(parameters or {})), say)
+        _announce(record, notebooks, values, folder, resolved, say)
+        return _execute_all(record, notebooks, values, folder, say)
     finally:
         held.release()
 
 
-def _run(
-    notebooks: list[Notebook],
+def _announce(
+    record: dict[str, Any],
+    notebooks: Sequence[Notebook],
     values: Mapping[str, dict[str, Any]],
     folder: Path,
     resolved: Profile,
-    given: dict[str, Any],
     say: Callable[..., None],
+    everything: bool = False,
 ) -> dict[str, Any]:
-    """Execute what is to be done, keep the books in `run.json`, and say all of it."""
-    record: dict[str, Any] = dict(given, started=time.strftime("%Y-%m-%dT%H:%M:%S%z"), steps=[])
-    before = _earlier_steps(folder)
-    what = f"{len(notebooks)} notebooks, profile {resolved.name}, data set {given['dataset']}"
+    """Say what the run is and which earlier results it redoes (`everything`: also what has no result yet)."""
+    what = f"{len(notebooks)} notebooks, profile {resolved.name}, data set {record['dataset']}"
     say(f"Run {folder.name}: {what}, in {folder}")
     for line in describe(resolved):
         say(f"  setting {line}")
-    for line in _plan(notebooks, values, folder, before):
-        say(line)
+    record["plan"] = _plan(notebooks, values, folder, _earlier_steps(folder))
+    for step in record["plan"]:
+        if step["reasons"] and (everything or (folder / step["name"]).is_dir()):
+            say(_plan_line(step))
+    return record
+
+
+def _execute_all(
+    record: dict[str, Any],
+    notebooks: Iterable[Notebook],
+    values: Mapping[str, dict[str, Any]],
+    folder: Path,
+    say: Callable[..., None],
+) -> dict[str, Any]:
+    """Execute what is to be done, and keep the books in `run.json`."""
+    record["started"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    before = _earlier_steps(folder)
     try:
         for notebook in notebooks:
             step = _run_step(notebook, values[notebook.name], folder, before, say)
@@ -133,9 +152,10 @@ def _earlier_steps(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _plan(
     notebooks: Iterable[Notebook], values: Mapping[str, dict[str, Any]], folder: Path, before: Mapping[str, Any]
-) -> list[str]:
-    """A line for each step that has a result and will be redone: why, and what it cost last time."""
-    redone: dict[str, str] = {}
+) -> list[dict[str, Any]]:
+    """For each step whether it will be redone, why, and what it cost last time: `{name, reasons, seconds}`."""
+    planned: list[dict[str, Any]] = []
+    redone: set[str] = set()
     for notebook in notebooks:
         name, parameters = notebook.name, values[notebook.name]
         manifest = read_manifest(folder, name)
@@ -143,11 +163,17 @@ def _plan(
         if not reasons and manifest:
             reasons = [f"{upstream} is redone" for upstream in manifest["made_from"]["inputs"] if upstream in redone]
         if reasons:
-            seconds = manifest["seconds"] if manifest else before.get(name, {}).get("seconds", 0)
-            cost = f" ({seconds:.0f} s last time)" if seconds else ""
-            more = f" and {len(reasons) - _REASONS_SHOWN} more" if len(reasons) > _REASONS_SHOWN else ""
-            redone[name] = f"  redo {name}{cost}: {', '.join(reasons[:_REASONS_SHOWN])}{more}"
-    return [line for name, line in redone.items() if (folder / name).is_dir()]
+            redone.add(name)
+        seconds = before.get(name, {}).get("seconds") or (manifest["seconds"] if manifest else 0.0)
+        planned.append({"name": name, "reasons": reasons, "seconds": seconds})
+    return planned
+
+
+def _plan_line(step: Mapping[str, Any]) -> str:
+    cost = f" ({step['seconds']:.0f} s last time)" if step["seconds"] else ""
+    reasons = step["reasons"]
+    more = f" and {len(reasons) - _REASONS_SHOWN} more" if len(reasons) > _REASONS_SHOWN else ""
+    return f"  redo {step['name']}{cost}: {', '.join(reasons[:_REASONS_SHOWN])}{more}"
 
 
 def _run_step(

@@ -220,7 +220,7 @@ class Step:
 
     def _made_from(self) -> dict[str, Any]:
         """What this result was made from. Where earlier results were only loaded, what those were made from counts."""
-        loaded = fingerprint.loaded_modules(self.profile.plugins)
+        loaded = fingerprint.loaded_modules(self.resolved.plugins)
         code = {name: fingerprint.file_code_hash(path) for name, path in loaded.items()} | self.code
         reads, uses_data = set(self.reads), self._uses_data
         before = read_manifest(self.root, self.name) if self.up_to_date else None
