@@ -36,8 +36,10 @@ backbones: $(READY) ## pretrain the shipped small backbones again (an hour and a
 	@$(BIN)/python -m lightmedvlm_utils run --to 01
 	@$(BIN)/python -m lightmedvlm_utils.pretrain $(ARGS)
 
-lint: $(READY) ## check the style of code and notebooks
+lint: $(READY) ## check style, format and types
 	@$(BIN)/python -m ruff check .
+	@$(BIN)/python -m ruff format --check .
+	@$(BIN)/python -m mypy
 
 lock: ## resolve requirements.txt from pyproject.toml, keeping what still fits (ARGS=--upgrade: nothing; needs uv)
 	@command -v uv >/dev/null || { echo "make lock needs uv: pip install uv"; exit 1; }

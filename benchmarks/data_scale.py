@@ -66,7 +66,8 @@ def text_run(n: int, jobs: int) -> dict:
             writer = writer or pq.ParquetWriter(Path(folder) / "studies.parquet", part.schema)
             writer.write_table(part)
             rows += len(table)
-        writer.close()
+        if writer is not None:
+            writer.close()
     seconds = time.perf_counter() - start
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]

@@ -117,7 +117,8 @@ def main() -> None:
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     a = parser.parse_args()
     if a.one:
-        print(json.dumps(measure(*a.one, a.size, a.batch, a.tokens, a.rounds)))
+        work, way, device = a.one
+        print(json.dumps(measure(work, way, device, a.size, a.batch, a.tokens, a.rounds)))
         return
     import torch
 

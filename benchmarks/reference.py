@@ -1,9 +1,10 @@
-"""Take a finished run as the reference: copy its metrics and figures to `outputs/reference/`, and write the README's
-table of results from them.
+"""Take finished runs as the reference: copy their metrics and figures to `outputs/reference/`, and write the README's
+tables from them.
 
-    python benchmarks/reference.py outputs/laptop
+    python benchmarks/reference.py outputs/laptop                       # the course as it comes
+    python benchmarks/reference.py outputs/laptop outputs/connectors    # and one run with every connector
 
-`tests/test_readme.py` proves that the README says what `outputs/reference/metrics.json` says.
+`tests/test_readme.py` proves that the README says what `outputs/reference/` says.
 """
 
 from __future__ import annotations
@@ -13,10 +14,14 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lightmedvlm_utils.evaluation.modelcard import format_record
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE, README = ROOT / "outputs/reference", ROOT / "README.md"
-BEGIN, END = "<!-- reference -->", "<!-- /reference -->"
 FIGURES = {
     "views.png": "00_setup_and_tour",
     "attention.png": "07_evaluation",
@@ -32,54 +37,81 @@ SYSTEMS = {
     "most_frequent": "most frequent training report",
 }
 REPORT_PROTOCOL = "lightmedvlm_uncertain_positive"
+WHOLE = "findings+impression"
+Record = dict[str, Any]
 
 
-def find(records: list[dict], system: str, task: str, metric: str, section: str, protocol: str | None = None) -> dict:
-    """The one record of that description, or an empty one: not every system does every task."""
+def find(records: list[Record], system: str, task: str, metric: str, section: str, protocol: str = "") -> Record | None:
+    """The one record of that description, or None: not every system does every task."""
     wanted = {"system": system, "task": task, "metric": metric, "section": section}
     if protocol:
         wanted["protocol"] = protocol
-    found = [record for record in records if all(record[key] == value for key, value in wanted.items())]
-    return found[0] if found else {}
+    return next((row for row in records if all(row[key] == value for key, value in wanted.items())), None)
 
 
-def cell(record: dict) -> str:
-    return f"{record['value']:.2f} ({record['low']:.2f} to {record['high']:.2f})" if record else "–"
-
-
-def table(records: list[dict]) -> str:
+def table(records: list[Record]) -> str:
     """The README's results in Markdown, from the tidy records of `metrics.json`."""
     lines = ["| system | label macro-F1 of the reports | BLEU-4 | yes/no balanced accuracy |", "|---|---|---|---|"]
-    whole = "findings+impression"
     for system, name in SYSTEMS.items():
         cells = (
-            find(records, system, "report", "label_macro_f1", whole, REPORT_PROTOCOL),
-            find(records, system, "report", "bleu_4", whole),
+            find(records, system, "report", "label_macro_f1", WHOLE, REPORT_PROTOCOL),
+            find(records, system, "report", "bleu_4", WHOLE),
             find(records, system, "vqa", "balanced_accuracy", "all questions"),
         )
-        lines.append(f"| {name} | {' | '.join(map(cell, cells))} |")
+        lines.append(f"| {name} | {' | '.join(map(format_record, cells))} |")
     return "\n".join(lines)
 
 
-def caption(records: list[dict], run: dict) -> str:
-    reports = find(records, "sasa", "report", "label_macro_f1", "findings+impression", REPORT_PROTOCOL)["n"]
-    questions = find(records, "sasa", "vqa", "balanced_accuracy", "all questions")["n"]
+def caption(records: list[Record], run: Record) -> str:
+    reports = find(records, "sasa", "report", "label_macro_f1", WHOLE, REPORT_PROTOCOL)
+    questions = find(records, "sasa", "vqa", "balanced_accuracy", "all questions")
+    assert reports and questions, "the run has no figures of SASA"
     return (
-        f"Measured on {reports} held-out phantom studies and {questions:,} questions about them (95 % bootstrap "
-        f"intervals by patient); the run took {run['minutes']:.0f} minutes on {run['cores']} CPU cores and "
+        f"Measured on {reports['n']} held-out phantom studies and {questions['n']:,} questions about them (95 % "
+        f"bootstrap intervals by patient); the run took {run['minutes']:.0f} minutes on {run['cores']} CPU cores and "
         f"{run['peak_memory_gb']:.1f} GB of memory:"
     )
 
 
-def block(records: list[dict], run: dict) -> str:
-    return f"{BEGIN}\n{caption(records, run)}\n\n{table(records)}\n{END}"
+def results(folder: Path = REFERENCE) -> str:
+    records, run = (json.loads((folder / name).read_text()) for name in ("metrics.json", "run.json"))
+    return f"{caption(records, run)}\n\n{table(records)}"
 
 
-def timing(folder: Path) -> dict:
-    """Minutes, cores and peak memory of a run that did every step, from its `run.json`."""
+def connectors(folder: Path = REFERENCE) -> str:
+    """The connectors of one run side by side, in Markdown."""
+    columns = (
+        "tokens",
+        "parameters",
+        "learns from labels",
+        "label macro-F1 of the reports",
+        "yes/no balanced accuracy",
+    )
+    lines = ["| connector | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for row in json.loads((folder / "connectors.json").read_text()):
+        cells = (row["tokens"], f"{row['parameters']:,}", row["learns from labels"])
+        scores = (format_record(row["report"]), format_record(row["vqa"]))
+        lines.append(f"| {row['connector']} | " + " | ".join(map(str, (*cells, *scores))) + " |")
+    return "\n".join(lines)
+
+
+BLOCKS = {"reference": results, "connectors": connectors}
+
+
+def fill(readme: str) -> str:
+    """The README with every block made anew."""
+    for name, make in BLOCKS.items():
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        before, _, rest = readme.partition(begin)
+        readme = f"{before}{begin}\n{make()}\n{end}" + rest.partition(end)[2]
+    return readme
+
+
+def timing(folder: Path) -> Record:
+    """Minutes, cores and peak memory of a run, from its `run.json`: of each step, of the run that did it."""
     steps = json.loads((folder / "run.json").read_text())["steps"]
-    if any(step["status"] != "done" for step in steps):
-        sys.exit(f"{folder} skipped some steps in its last run; take a run that did them all (`--force`).")
+    if any(step["status"] not in ("done", "kept") or not step["seconds"] for step in steps):
+        sys.exit(f"{folder} has steps that failed or were never timed; take a run that did them all (`--force`).")
     return {
         "minutes": round(sum(step["seconds"] for step in steps) / 60, 1),
         "cores": os.cpu_count(),
@@ -88,17 +120,36 @@ def timing(folder: Path) -> dict:
     }
 
 
-def main(folder: Path) -> None:
-    run = timing(folder)
+def take(folder: Path) -> None:
+    """Metrics, figures and times of the course as it comes; of the phantom alone, since what lies there is public."""
+    dataset = json.loads((folder / "07_evaluation/manifest.json").read_text())["parameters"]["dataset"]
+    if dataset != "phantom":
+        sys.exit(f"{folder} is a run on {dataset!r}: nothing of it may be published.")
     REFERENCE.mkdir(parents=True, exist_ok=True)
     shutil.copy(folder / "07_evaluation/metrics.json", REFERENCE / "metrics.json")
     for name, step in FIGURES.items():
         shutil.copy(folder / step / name, REFERENCE / name)
-    (REFERENCE / "run.json").write_text(json.dumps(run, indent=1) + "\n")
-    records = json.loads((REFERENCE / "metrics.json").read_text())
-    before, _, rest = README.read_text().partition(BEGIN)
-    README.write_text(before + block(records, run) + rest.partition(END)[2])
+    (REFERENCE / "run.json").write_text(json.dumps(timing(folder), indent=1) + "\n")
+
+
+def take_connectors(folder: Path) -> None:
+    """What each connector of a run costs and brings."""
+    evaluation = folder / "07_evaluation"
+    records = json.loads((evaluation / "metrics.json").read_text())
+    names = json.loads((evaluation / "manifest.json").read_text())["parameters"]["connectors"]
+    rows = pd.read_csv(evaluation / "connectors.csv").to_dict("records")
+    for name, row in zip(names, rows, strict=True):
+        row["report"] = find(records, name, "report", "label_macro_f1", WHOLE, REPORT_PROTOCOL)
+        row["vqa"] = find(records, name, "vqa", "balanced_accuracy", "all questions")
+    (REFERENCE / "connectors.json").write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def main(folders: list[str]) -> None:
+    take(Path(folders[0]))
+    for folder in folders[1:]:
+        take_connectors(Path(folder))
+    README.write_text(fill(README.read_text()))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(sys.argv[1:])

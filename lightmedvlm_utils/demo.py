@@ -189,7 +189,8 @@ class Demo:
 
 
 def _png(image: np.ndarray, attention: np.ndarray | None = None) -> bytes:
-    figure = Figure(figsize=(4.8, 4.8), layout="none")  # the image fills it
+    # The image fills it. Matplotlib's stub forgets that "none" is a layout.
+    figure = Figure(figsize=(4.8, 4.8), layout="none")  # type: ignore[arg-type]
     ax = figure.add_axes((0, 0, 1, 1))
     if attention is None:
         plots.show_image(ax, image)

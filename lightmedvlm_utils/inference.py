@@ -115,9 +115,11 @@ class Reporter:
                 yield self.model.encode_images(**self.where.move(self._inputs(batch))).cpu()
 
     def _inputs(self, images: Sequence[Image]) -> dict[str, Tensor]:
-        if isinstance(images[0], Tensor):
-            return {"image_features": torch.stack(list(images)).float()}
-        return self.processor.images(list(map(as_views, images)))
+        features = [image for image in images if isinstance(image, Tensor)]
+        pictures = [as_views(image) for image in images if not isinstance(image, Tensor)]
+        if features and pictures:
+            raise UserError("Some images of a batch are files or arrays and others features; give one kind at a time.")
+        return {"image_features": torch.stack(features).float()} if features else self.processor.images(pictures)
 
     def _batches(self, items: Sequence) -> Iterator[list]:
         for start in range(0, len(items), self.batch_size):

@@ -27,12 +27,14 @@ def names() -> list[str]:
     return top + [f"{stage}.{field.name}" for stage in _STAGES for field in fields(StageSettings)]
 
 
-def resolve(profile: str, given: Mapping[str, Any] | None = None) -> Profile:
-    """The profile with the `given` settings in the place of its own, `{dotted name: value}` or nested.
+def resolve(profile: str, given: Mapping[str, Any] | str | None = None) -> Profile:
+    """The profile with the `given` settings in the place of its own: `{dotted name: value}`, nested, or such a thing
+    written as YAML, in which form papermill's command line hands it over.
 
     Raises UserError for a name that is no setting, and for a value of the wrong type or out of range.
     """
     base = get_profile(profile)
+    given = _parsed(given, f"The settings {given!r} are") if isinstance(given, str) else given
     if not given:
         return base
     values = base.to_dict()
@@ -96,18 +98,28 @@ def from_assignments(assignments: Iterable[str]) -> dict[str, Any]:
 
 def from_file(path: Path | str) -> tuple[str, dict[str, Any]]:
     """(profile or "", settings) of a YAML file as `lightmedvlm config` prints it; either may be missing."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"The settings file {path} cannot be read ({error.strerror}); check its name.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"The settings file {path} is no UTF-8 text; write it as such.") from error
+    found = _parsed(text, f"The settings file {path} is")
+    profile = found.pop("profile", "")
+    return str(profile), _flat(found)
+
+
+def _parsed(text: str, what: str) -> dict[str, Any]:
+    """Settings written as YAML; UserError that begins with `what` where they are not."""
     import yaml
 
     try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise UserError(f"The settings file {path} cannot be read ({error.strerror}); check its name.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"The settings file {path} is no YAML ({' '.join(str(error).split())}); correct it.") from error
+        found = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{what} no YAML ({' '.join(str(error).split())}); correct it.") from error
     if not isinstance(found, dict):
-        raise UserError(f"The settings file {path} must hold lines 'name: value', as `lightmedvlm config` prints them.")
-    profile = found.pop("profile", "")
-    return str(profile), _flat(found)
+        raise UserError(f"{what} not of the form 'name: value', as `lightmedvlm config` prints it; correct it.")
+    return found
 
 
 def to_yaml(profile: Profile) -> str:
@@ -125,7 +137,8 @@ def _flat(given: Mapping[str, Any]) -> dict[str, Any]:
     """Nested settings by dotted names; raises UserError for what is no setting."""
     if not isinstance(given, Mapping):
         raise UserError(f"Settings are given as {{name: value}}, not as {given!r}; correct them.")
-    known, found = names(), {}
+    known = names()
+    found: dict[str, Any] = {}
     for name, value in given.items():
         if name in _STAGES:
             if not isinstance(value, Mapping):

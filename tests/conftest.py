@@ -6,6 +6,12 @@ import string
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run in parallel, and their models are tiny
+
+
+def pytest_collection_modifyitems(items):
+    """The course at smoke takes longest: begin with it, while other processes do the rest."""
+    items.sort(key=lambda item: item.path.name != "test_smoke.py")
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,7 @@ def test_given_values_take_the_place_of_the_profiles_and_no_others():
     assert changes(profile) == given | {"stage1.connector_lr": 1e-4}
     assert any("stage2.epochs = 3" in line and ": 1)" in line for line in describe(profile))
     assert resolve("smoke", {"stage2": {"epochs": 3}}) == resolve("smoke", {"stage2.epochs": 3})
+    assert resolve("smoke", "{stage2.epochs: 3}") == resolve("smoke", {"stage2.epochs": 3})
 
 
 def test_an_option_of_one_connector_leaves_its_others_alone():

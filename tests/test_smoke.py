@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -10,7 +11,23 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-STEPS_WITH_MANIFEST = 8  # 00 to 07; the demo leaves none
+DATA_STEPS = ["00_setup_and_tour", "01_data_cleaning", "02_cluster_analysis"]
+MODEL_STEPS = ["03_building_sasa", "04_stage1_alignment", "05_stage2_report_generation"]
+MODEL_STEPS += ["06_stage3_vqa", "07_evaluation", "08_demo"]
+TOY_CONNECTOR = """
+from torch import nn
+from lightmedvlm_utils.model.connectors import Connector, register
+
+class Mean(Connector):
+    def __init__(self, vision_dim, llm_dim, grid):
+        super().__init__()
+        self.num_output_tokens, self.project = 1, nn.Linear(vision_dim, llm_dim)
+
+    def forward(self, features):
+        return self.project(features.mean(1, keepdim=True))
+
+register("toy", Mean)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +40,10 @@ def lightmedvlm(outputs):
     """Run the command line in a process of its own; returns the finished process."""
     environment = dict(os.environ, LIGHTMEDVLM_OUTPUTS=str(outputs), HF_HUB_OFFLINE="1")
 
-    def run(*arguments) -> subprocess.CompletedProcess:
+    def run(*arguments, cwd=ROOT, **variables) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "lightmedvlm_utils", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+        own = environment | {name: str(value) for name, value in variables.items()}
+        return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=own)
 
     return run
 
@@ -47,7 +65,7 @@ def radiograph(course, outputs) -> Path:
 def test_every_step_is_done_and_its_files_are_there(course, outputs):
     assert [step["status"] for step in course["steps"]] == ["done"] * 9
     manifests = sorted((outputs / "smoke").glob("*/manifest.json"))
-    assert len(manifests) >= STEPS_WITH_MANIFEST
+    assert [path.parent.name for path in manifests] == DATA_STEPS + MODEL_STEPS
     for path in manifests:
         for name in json.loads(path.read_text())["files"]:
             assert (path.parent / name).exists(), name
@@ -65,12 +83,84 @@ def test_metrics_are_tidy_and_hold_the_baselines(course, outputs):
             assert record["low"] <= record["value"] <= record["high"], record
 
 
-def test_second_run_keeps_everything(course, lightmedvlm):
+def test_second_run_keeps_everything_and_its_figures(course, lightmedvlm):
     started = time.monotonic()
     done = lightmedvlm("run", "--profile", "smoke", "--json")
     assert done.returncode == 0, done.stderr
-    assert [step["status"] for step in json.loads(done.stdout)["steps"]] == ["kept"] * 9
     assert time.monotonic() - started < 30
+    assert json.loads(done.stdout)["steps"] == [step | {"status": "kept"} for step in course["steps"]]
+
+
+def to_redo(lightmedvlm, *arguments, **options) -> dict[str, list[str]]:
+    """What a run would do again, and why."""
+    done = lightmedvlm("run", "--profile", "smoke", "--dry-run", "--json", *arguments, **options)
+    assert done.returncode == 0, done.stderr
+    return {step["name"]: step["reasons"] for step in json.loads(done.stdout)["plan"] if step["reasons"]}
+
+
+def test_only_settings_that_a_step_reads_void_it(course, lightmedvlm):
+    assert to_redo(lightmedvlm, "--set", "eval_batch_size=7") == {}
+    assert list(to_redo(lightmedvlm, "--set", "bootstrap_samples=50")) == ["07_evaluation"]
+    assert list(to_redo(lightmedvlm, "--set", "stage3.epochs=2")) == MODEL_STEPS[3:]
+    assert list(to_redo(lightmedvlm, "--set", "stage1.epochs=2")) == MODEL_STEPS[1:]
+    assert list(to_redo(lightmedvlm, "--set", "min_samples=3")) == ["02_cluster_analysis", *MODEL_STEPS[2:]]
+
+
+@pytest.fixture
+def edited(tmp_path):
+    """A copy of the project to edit."""
+    for name in ("lightmedvlm_utils", "notebooks"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def test_what_made_a_result_voids_it_and_nothing_else(course, lightmedvlm, edited):
+    assert to_redo(lightmedvlm, cwd=edited) == {}, "a moved clone voids nothing"
+    sasa = edited / "lightmedvlm_utils/model/connectors/sasa.py"
+    source = sasa.read_text()
+    sasa.write_text(source.replace('"""(B, N, C) -> (B, Q, D)."""', '"""Another docstring."""  # and a comment'))
+    assert sasa.read_text() != source and to_redo(lightmedvlm, cwd=edited) == {}
+    sasa.write_text(source.replace("return self._attend(features)[0]", "return 0 * self._attend(features)[0]"))
+    redo = to_redo(lightmedvlm, cwd=edited)
+    assert list(redo) == MODEL_STEPS and all("model.connectors.sasa.py" in reasons for reasons in redo.values())
+    sasa.write_text(source)
+    weights = edited / "lightmedvlm_utils/backbones/swin/model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1  # one bit of one weight
+    weights.write_bytes(content)
+    redo = to_redo(lightmedvlm, cwd=edited)
+    assert list(redo) == MODEL_STEPS and redo["03_building_sasa"] == ["the weights of vision"]
+
+
+def test_moved_outputs_void_nothing(course, lightmedvlm, outputs, tmp_path):
+    shutil.copytree(outputs / "smoke", tmp_path / "smoke")
+    assert to_redo(lightmedvlm, LIGHTMEDVLM_OUTPUTS=tmp_path) == {}
+    done = lightmedvlm("run", "--profile", "smoke", "--from", "08", "--force", LIGHTMEDVLM_OUTPUTS=tmp_path)
+    assert done.returncode == 0, done.stderr  # its images are found where they lie now
+
+
+def test_connectors_of_ones_own_go_through_the_course(course, lightmedvlm, outputs, tmp_path):
+    """A toy of ten lines, beside two of the literature; the data steps are those of the run before."""
+    (tmp_path / "toy_connector.py").write_text(TOY_CONNECTOR)
+    (outputs / "toy").mkdir()
+    for name in DATA_STEPS:
+        shutil.copytree(outputs / "smoke" / name, outputs / "toy" / name)
+    names = ["toy", "c-abstractor", "resampler"]
+    options = ("--profile", "smoke", "--run-name", "toy", "--set", "plugins=[toy_connector]")
+    done = lightmedvlm("run", *options, "-p", "connectors", json.dumps(names), "--json", PYTHONPATH=tmp_path)
+    assert done.returncode == 0, done.stderr
+    steps = {step["name"]: step for step in json.loads(done.stdout)["steps"]}
+    assert [steps[name]["status"] for name in DATA_STEPS] == ["kept"] * 3
+    records = json.loads((outputs / "toy/07_evaluation/metrics.json").read_text())
+    assert {*names, "toy_stage3", "shuffled_image", "toy_minus_resampler"} <= {record["system"] for record in records}
+    (outputs / "toy").rename(tmp_path / "toy")  # the newest model is another test's
+    image = sorted((outputs / "smoke/00_setup_and_tour/phantom").glob("files/**/*.jpg"))[0]
+    model = tmp_path / "toy/06_stage3_vqa/toy"
+    done = lightmedvlm("report", "--image", image, "--model", model)
+    assert done.returncode == 2 and "no connector 'toy'" in done.stderr
+    done = lightmedvlm("report", "--image", image, "--model", model, "--plugin", "toy_connector", PYTHONPATH=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 def test_report_and_answers_from_the_newest_model(radiograph, lightmedvlm, tmp_path):

@@ -7,6 +7,7 @@ import platform
 import shutil
 import sys
 from importlib import metadata
+from typing import Any
 
 from lightmedvlm_utils import __version__
 from lightmedvlm_utils.course.steps import MANIFEST
@@ -21,7 +22,7 @@ MIN_MEMORY_GB = 6
 def collect() -> dict:
     """State of this installation as plain values; `problems` lists sentences for what must be put right."""
     packages = _packages()
-    report = {
+    report: dict[str, Any] = {
         "lightmedvlm": __version__,
         "python": platform.python_version(),
         "interpreter": sys.executable,

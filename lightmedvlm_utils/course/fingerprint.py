@@ -72,7 +72,9 @@ def module_code(name: str, plugins: Iterable[str] = ()) -> str:
     top, _, inner = name.partition(".")
     if top == PACKAGE:
         base = Path(__file__).resolve().parents[1] / inner.replace(".", "/")
-        candidates = (base.with_suffix(".py"), base / "__init__.py") if inner else (base / "__init__.py",)
+        candidates: tuple[Path, ...] = (
+            (base.with_suffix(".py"), base / "__init__.py") if inner else (base / "__init__.py",)
+        )
     else:
         from importlib.util import find_spec
 

@@ -58,6 +58,8 @@ def execute(source: Path, output: Path, log: Path, parameters: dict) -> Executio
                 source.resolve(),
                 output.resolve(),
                 parameters,
+                kernel_name="python3",
+                language="python",
                 cwd=source.parent.resolve(),
                 progress_bar=False,
                 stdout_file=stream,

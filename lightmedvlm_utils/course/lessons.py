@@ -6,8 +6,10 @@ import ast
 import difflib
 import json
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lightmedvlm_utils.config import check_dataset
 from lightmedvlm_utils.errors import UserError
@@ -65,14 +67,19 @@ def read_defaults(path: Path) -> dict:
     defaults = {}
     try:
         for node in ast.parse("".join(tagged[0]["source"])).body:
-            (target,) = node.targets
-            defaults[target.id] = ast.literal_eval(node.value)
-    except (AttributeError, ValueError, SyntaxError) as error:
+            match node:
+                case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                    defaults[name] = ast.literal_eval(value)
+                case _:
+                    raise ValueError("a statement of another kind")
+    except (ValueError, SyntaxError) as error:
         raise UserError(f"The parameters cell of {path} may hold only lines 'name = literal'.") from error
     return defaults
 
 
-def resolve_parameters(notebooks: list[Notebook], shared: dict, given: dict) -> dict[str, dict]:
+def resolve_parameters(
+    notebooks: Sequence[Notebook], shared: Mapping[str, Any], given: Mapping[str, Any]
+) -> dict[str, dict]:
     """For every notebook its complete parameters: defaults, shared values, and those of `given` it knows.
 
     Texts, as they come from the command line, are read as the type of the notebook's default.
@@ -92,7 +99,7 @@ def resolve_parameters(notebooks: list[Notebook], shared: dict, given: dict) -> 
     return values
 
 
-def _unknown_parameter(name: str, notebooks: list[Notebook]) -> str:
+def _unknown_parameter(name: str, notebooks: Sequence[Notebook]) -> str:
     known = sorted({key for notebook in notebooks for key in notebook.defaults} - set(SHARED))
     close = difflib.get_close_matches(name, known, n=1)
     advice = f"did you mean {close[0]!r}?" if close else f"they know: {', '.join(known) or 'none of their own'}."

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -49,7 +50,7 @@ def stage_table(step: Step, last: int) -> pd.DataFrame:
         values = step.profile.stage(number)
         if number == 3 and values.report_replay:
             learns_from += f" + {values.report_replay:.0%} of the reports"
-        row = {"learns": " + ".join(values.learns), "from": learns_from}
+        row: dict[str, Any] = {"learns": " + ".join(values.learns), "from": learns_from}
         row |= {"epochs": values.epochs, "batch": values.batch_size}
         rates = {f"rate, {part}": rate for part, rate in values.rates().items()}
         rows[f"stage {number}"] = row | rates

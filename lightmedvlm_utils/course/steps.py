@@ -23,7 +23,7 @@ from lightmedvlm_utils import LOADED_AT, __version__
 from lightmedvlm_utils.config import Profile, check_dataset
 from lightmedvlm_utils.course import fingerprint
 from lightmedvlm_utils.errors import UserError
-from lightmedvlm_utils.files import digest, outputs_root, write_json
+from lightmedvlm_utils.files import digest, file_code_hash, outputs_root, write_json
 from lightmedvlm_utils.settings import changes, describe, flatten, load_plugins, resolve
 
 MANIFEST = "manifest.json"
@@ -221,7 +221,7 @@ class Step:
     def _made_from(self) -> dict[str, Any]:
         """What this result was made from. Where earlier results were only loaded, what those were made from counts."""
         loaded = fingerprint.loaded_modules(self.resolved.plugins)
-        code = {name: fingerprint.file_code_hash(path) for name, path in loaded.items()} | self.code
+        code = {name: file_code_hash(path) for name, path in loaded.items()} | self.code
         reads, uses_data = set(self.reads), self._uses_data
         before = read_manifest(self.root, self.name) if self.up_to_date else None
         if before:
@@ -266,15 +266,16 @@ def start_step(name: str, parameters: Mapping[str, Any], needs: Sequence[str] = 
     if folder not in _locks:
         # The kernel of a runner that was killed notices that, and ends too, within a second or two.
         _locks[folder] = lock(folder, ".lock", f"Notebook {name}", wait=10)
-    up_to_date = not parameters.get("force") and not why_stale(root, name, parameters)
-    if not up_to_date:
-        (folder / MANIFEST).unlink(missing_ok=True)
+    reasons = ["force is set"] if parameters.get("force") else why_stale(root, name, parameters)
+    if reasons and (folder / MANIFEST).exists():
+        print(f"the earlier result of {name} is redone: {', '.join(reasons)}")
+        (folder / MANIFEST).unlink()
     reads: set[str] = set()
     loaded = fingerprint.loaded_modules(profile.plugins)
-    code = {module: fingerprint.file_code_hash(path) for module, path in loaded.items()}
+    code = {module: file_code_hash(path) for module, path in loaded.items()}
     for line in describe(profile):
         print(f"setting {line}")
-    return Step(name, parameters, inputs, root, profile, profile.noting(reads), up_to_date, reads, code)
+    return Step(name, parameters, inputs, root, profile, profile.noting(reads), not reasons, reads, code)
 
 
 def _input(root: Path, name: str, upstream: str, parameters: Mapping[str, Any], profile: Profile) -> dict[str, Any]:

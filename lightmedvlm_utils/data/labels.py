@@ -222,7 +222,7 @@ def label_sentence(sentence: str) -> tuple[tuple[str, float], ...]:
     return tuple(sorted(states.items()))
 
 
-def _clause_states(clause: str, rule: Rule) -> list[float]:
+def _clause_states(clause: str, rule: _Compiled) -> list[float]:
     mentions, hints, normals = rule
     states = [assertion(clause[: match.end()], clause[match.end() :]) for match in mentions.finditer(clause)]
     if hints and (match := hints.search(clause)):
@@ -242,8 +242,18 @@ def assertion(before: str, after: str) -> float:
     return UNCERTAIN if _HEDGE_BEFORE.search(before) or _HEDGE_AFTER.search(after) else PRESENT
 
 
-def _compile(rule: Rule) -> Rule:
-    return Rule(*(re.compile("|".join(patterns)) if patterns else None for patterns in rule))
+class _Compiled(NamedTuple):
+    """A rule with its expressions of one kind joined into one; None where there are none."""
+
+    mentions: re.Pattern[str]
+    hints: re.Pattern[str] | None
+    normals: re.Pattern[str] | None
+
+
+def _compile(rule: Rule) -> _Compiled:
+    hints, normals = (re.compile("|".join(found)) if found else None for found in (rule.hints, rule.normals))
+    mentions = re.compile("|".join(rule.mentions) or "(?!)")  # without any: what never matches, not what always does
+    return _Compiled(mentions, hints, normals)
 
 
 _COMPILED = {label: _compile(rule) for label, rule in RULES.items()}

@@ -40,7 +40,8 @@ def read_mimic(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """
     images = _images_with_split(root)
     read_report = _report_source(root)
-    rows, skipped = [], []
+    rows: list[dict] = []
+    skipped: list[tuple] = []
     for study_id, views in images.groupby("study_id", sort=True):
         row = _read_study(root, int(study_id), views, read_report, skipped)
         if row is not None:

@@ -34,7 +34,9 @@ def read_openi(root: Path | None) -> tuple[pd.DataFrame, pd.DataFrame]:
     without them, and with root None (text only, `images` empty), the reports are torchxrayvision's own.
     """
     images = None if root is None else _ImageFolder(root)
-    rows, skipped, seen = [], [], set()
+    rows: list[dict] = []
+    skipped: list[tuple] = []
+    seen: set[int] = set()
     for name, data in _report_files(root, skipped):
         try:
             record, image_ids = parse_report(data)
@@ -64,7 +66,8 @@ def read_kaggle(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     refuse_duplicates(projections, "filename", root / "indiana_projections.csv")
     images = _ImageFolder(root)
     views = {uid: list(zip(v["filename"], v["projection"], strict=True)) for uid, v in projections.groupby("uid")}
-    rows, skipped = [], []
+    rows: list[dict] = []
+    skipped: list[tuple] = []
     for row in reports.fillna("").to_dict("records"):
         if not str(row["uid"]).removesuffix(".0").isdigit():
             skipped.append((None, f"uid {row['uid']}", "no study id (uid)"))
@@ -155,7 +158,7 @@ class _ImageFolder:
 def package_file(name: str) -> Path:
     # find_spec, because importing the package would import torch
     spec = find_spec("torchxrayvision")
-    if spec is None:
+    if spec is None or spec.origin is None:
         raise UserError("The Open-i reports come in torchxrayvision; run: pip install torchxrayvision.")
     return Path(spec.origin).parent / "data" / name
 
@@ -189,5 +192,5 @@ def _safe_members(tar: tarfile.TarFile, skipped: list) -> Iterator[tuple[str, by
             skipped.append((None, member.name, "unsafe archive member"))
         elif member.size > MAX_REPORT_BYTES:
             skipped.append((None, member.name, "report larger than 1 MB"))
-        elif path.suffix == ".xml":
-            yield member.name, tar.extractfile(member).read()
+        elif path.suffix == ".xml" and (file := tar.extractfile(member)):  # None only for what is no file
+            yield member.name, file.read()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from itertools import islice
 
 CHUNK = 2_000  # texts: a third of a second of work, beside which handing a task over costs nothing
@@ -20,7 +20,7 @@ def map_chunks(
     from joblib import Parallel, delayed
     from tqdm import tqdm
 
-    total = -(-len(texts) // size) if hasattr(texts, "__len__") else None
+    total = -(-len(texts) // size) if isinstance(texts, Sized) else None
     chunks = _chunks(texts, size)
     if total is not None and total <= 1:  # not worth a pool of processes
         yield from (function(chunk, *arguments) for chunk in chunks)

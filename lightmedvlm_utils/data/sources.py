@@ -76,7 +76,7 @@ def decode_report(data: bytes) -> str:
         raise SkipFile("report is not UTF-8 text") from error
 
 
-def usable_images(candidates: list[tuple[Path, str, str]], study_id: int, skipped: list) -> list[dict]:
+def usable_images(candidates: Iterable[tuple[Path, str, str]], study_id: int, skipped: list) -> list[dict]:
     """The images that are there, frontal first (PA, AP, FRONTAL, others), as {"path", "view"}.
 
     `candidates`: (path, view, name for the skipped table). Missing and empty files are added to `skipped`.

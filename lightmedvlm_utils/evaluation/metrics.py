@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -95,6 +95,10 @@ def lexical_draws(references: Sequence[str], hypotheses: Sequence[str], weights:
         "cider": _mean(Cider().compute_score(expected, proposed)[1], weights),
         "mean_words": _mean([len(words(report)) for report in hypotheses], weights),
     }
+
+
+# What every system's reports are measured by: functions of references, hypotheses and bootstrap weights.
+REPORT_METRICS: tuple[Callable[[Sequence[str], Sequence[str], np.ndarray], Draws], ...] = (lexical_draws,)
 
 
 def meteor_draws(references: Sequence[str], hypotheses: Sequence[str], weights: np.ndarray) -> Draws:
@@ -192,7 +196,8 @@ def label_f1(reference: pd.DataFrame, predicted: pd.DataFrame, uncertain_as: Unc
     scores = label_draws(reference, predicted, everyone, uncertain_as)
     names = ("label_macro_f1", "label_micro_f1", "label_macro_f1_5", "label_micro_f1_5")
     left_out = tuple(table.index[table["f1"].isna()])
-    return LabelF1(table, *(float(scores[name][0]) for name in names), left_out)
+    macro, micro, macro_5, micro_5 = (float(scores[name][0]) for name in names)
+    return LabelF1(table, macro, micro, macro_5, micro_5, left_out)
 
 
 # ------------------------------------------------------------------------------------------ yes/no answers
@@ -222,14 +227,14 @@ def probability_draws(
     AUROC counts a tie as half. ECE: the gap between mean probability and share of yes, averaged over `bins`
     equal-width bins by their size (Guo et al. 2017, arXiv 1706.04599).
     """
-    truth, probability = np.asarray(truth, bool), np.asarray(probability, float)
-    order = np.argsort(probability)
-    starts = np.unique(probability[order], return_index=True)[1]
+    is_yes, chance = np.asarray(truth, bool), np.asarray(probability, float)
+    order = np.argsort(chance)
+    starts = np.unique(chance[order], return_index=True)[1]
     ranked = weights[:, order]
-    yes = np.add.reduceat(ranked * truth[order], starts, axis=1)
-    no = np.add.reduceat(ranked * ~truth[order], starts, axis=1)
+    yes = np.add.reduceat(ranked * is_yes[order], starts, axis=1)
+    no = np.add.reduceat(ranked * ~is_yes[order], starts, axis=1)
     below = no.cumsum(1) - no / 2  # "no" items ranked below each distinct probability, ties half
-    gaps = np.where(_bin(probability, bins)[:, None] == np.arange(bins), (probability - truth)[:, None], 0)
+    gaps = np.where(_bin(chance, bins)[:, None] == np.arange(bins), (chance - is_yes)[:, None], 0)
     return {
         "auroc": _ratio((yes * below).sum(1), yes.sum(1) * no.sum(1)),
         "ece": np.abs(weights @ gaps).sum(1) / weights.sum(1),

@@ -6,6 +6,7 @@ With the same bootstrap weights for all, differences between systems are paired.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -46,9 +47,10 @@ class ReportScorer:
 
     def _compute_draws(self, reports: Sequence[str]) -> dict[str, metrics.Draws]:
         predicted = label_reports(reports)
-        lexical = metrics.lexical_draws(self.references, reports, self.weights)
-        if self.meteor:
-            lexical |= metrics.meteor_draws(self.references, reports, self.weights)
+        chosen = (*metrics.REPORT_METRICS, *((metrics.meteor_draws,) if self.meteor else ()))
+        lexical: metrics.Draws = {}
+        for draws in chosen:
+            lexical |= draws(self.references, reports, self.weights)
         labelled = {
             f"{PROTOCOL}_uncertain_{rule}": metrics.label_draws(self.labels, predicted, self.weights, rule)
             for rule in ("positive", "negative")
@@ -63,14 +65,14 @@ class ReportScorer:
         rows += self._rows({"distinct_ratio": Estimate(metrics.distinct_ratio(reports))}, system)
         if per_label:
             scores = metrics.per_label_draws(self.labels, label_reports(reports), self.weights)
-            for label, draws in scores.items():
-                rows += self._rows({"label_f1": draws}, system, f"{PROTOCOL}_uncertain_positive", label)
+            for label, label_draws in scores.items():
+                rows += self._rows({"label_f1": label_draws}, system, f"{PROTOCOL}_uncertain_positive", label)
         return rows
 
     def reference_records(self) -> list[dict]:
         """Length and variety of the references themselves, to hold the generated ones against."""
         scores = self.draws(self.references)[PROTOCOL]
-        own = {"mean_words": scores["mean_words"]}
+        own: dict[str, np.ndarray | Estimate] = {"mean_words": scores["mean_words"]}
         own["distinct_ratio"] = Estimate(metrics.distinct_ratio(self.references))
         return self._rows(own, "reference")
 
@@ -83,7 +85,7 @@ class ReportScorer:
         return rows
 
     def _rows(self, scores, system: str, protocol: str = PROTOCOL, section: str = "") -> list[dict]:
-        about = {"task": "report", "unit": "study", "n": len(self.references), "protocol": protocol}
+        about: dict[str, Any] = {"task": "report", "unit": "study", "n": len(self.references), "protocol": protocol}
         return records(scores, system=system, section=section or self.section, **about)
 
 
@@ -129,7 +131,7 @@ class VQAScorer:
         return self._rows(gaps, name)
 
     def _rows(self, scores, system: str, section: str = "all questions", n: int | None = None) -> list[dict]:
-        about = {"task": "vqa", "unit": "question", "n": n or len(self.truth)}
+        about: dict[str, Any] = {"task": "vqa", "unit": "question", "n": n or len(self.truth)}
         return records(scores, system=system, section=section, **about)
 
 

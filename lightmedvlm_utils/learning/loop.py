@@ -54,6 +54,7 @@ def disease_losses(model: LightMedVLM, batch: Batch, settings: StageSettings) ->
     """The disease loss alone; the language model does not run."""
     images = {name: value for name, value in batch.items() if name != "disease_targets"}
     tokens = model.image_tokens(**images)
+    assert tokens is not None  # a store always gives images or their features
     return {"loss": model.disease_loss(tokens, batch["disease_targets"], images.get("view_mask"))}
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils import logging
 
 from lightmedvlm_utils.config import Profile
@@ -19,7 +20,7 @@ from lightmedvlm_utils.files import BACKBONES, SHIPPED_BACKBONES
 from lightmedvlm_utils.model.configuration import LightMedVLMConfig
 from lightmedvlm_utils.model.connectors import STATES, options_of, profile_options
 from lightmedvlm_utils.model.modeling import LightMedVLM, build_encoder, load_strictly
-from lightmedvlm_utils.model.processing import IMAGE_TOKEN, Processor
+from lightmedvlm_utils.model.processing import IMAGE_TOKEN, Processor, token_id
 from lightmedvlm_utils.observations import LABELS
 
 SMALL_VISION, SMALL_LANGUAGE_MODEL = SHIPPED_BACKBONES["vision"], SHIPPED_BACKBONES["language_model"]
@@ -70,7 +71,7 @@ def assemble(
     encoder: nn.Module,
     eye: dict,
     language_model: Qwen3ForCausalLM,
-    words: PreTrainedTokenizerFast,
+    words: PreTrainedTokenizerBase,
     connector: dict,
     views: str = "mean",
     **processing,
@@ -81,7 +82,7 @@ def assemble(
         vision={name: eye[name] for name in ("architecture", "arguments")},
         text=language_model.config.to_dict(),
         connector=connector,
-        image_token_id=words.convert_tokens_to_ids(IMAGE_TOKEN),
+        image_token_id=token_id(words, IMAGE_TOKEN),
         views=views,
     )
     model = LightMedVLM(config, encoder, language_model)
@@ -116,20 +117,20 @@ def from_profile(profile: Profile, connector: str = "sasa", seed: int = 0) -> tu
     )
 
 
-def disease_embeddings(language_model: nn.Module, tokenizer) -> torch.Tensor:
+def disease_embeddings(language_model: PreTrainedModel, tokenizer) -> torch.Tensor:
     """(14, D): each label's name as the language model embeds it (thesis)."""
     return torch.stack([mean_embedding(language_model, tokenizer, label) for label in LABELS])
 
 
-def state_words(language_model: nn.Module, tokenizer) -> torch.Tensor:
+def state_words(language_model: PreTrainedModel, tokenizer) -> torch.Tensor:
     """(14, 3, D): each label in each of the states absent, possible, present, as " Edema present" is embedded."""
     words = [mean_embedding(language_model, tokenizer, f" {label} {state}") for label in LABELS for state in STATES]
     return torch.stack(words).unflatten(0, (len(LABELS), len(STATES)))
 
 
-def mean_embedding(language_model: nn.Module, tokenizer, text: str) -> torch.Tensor:
+def mean_embedding(language_model: PreTrainedModel, tokenizer, text: str) -> torch.Tensor:
     """(D,): a text tokenized without special tokens, its input embeddings averaged."""
-    table = language_model.get_input_embeddings().weight.detach()
+    table = language_model.get_input_embeddings().get_parameter("weight").detach()
     return table[torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])].mean(0)
 
 
@@ -152,12 +153,17 @@ def load_vision(
         if not random_init:
             load_strictly(encoder, _as_float32(load_file(folder / "model.safetensors")), folder)
         return encoder, vision
-    if name.split(".")[0] not in timm.list_models("swin*") or name.startswith("swinv2_cr"):
+    is_swin = name.split(".")[0] in timm.list_models("swin*") and not name.startswith("swinv2_cr")
+    try:
+        pretrained = timm.get_pretrained_cfg(name) if is_swin else None
+    except RuntimeError:  # a Swin with a tag that timm does not know
+        pretrained = None
+    if pretrained is None:
         raise UserError(
             f"{name!r} is neither a Swin of timm nor a folder; see timm.list_models(['swin_*', 'swinv2_*'])."
         )
-    data = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
-    arguments = {"img_size": image_size or data["input_size"][1]}
+    data = timm.data.resolve_data_config(pretrained_cfg=pretrained.to_dict())
+    arguments: dict[str, Any] = {"img_size": image_size or data["input_size"][1]}
     try:
         encoder = timm.create_model(name, pretrained=not random_init, num_classes=0, **arguments)
     except Exception as error:  # the hub client raises many kinds
@@ -171,14 +177,14 @@ def load_vision(
 
 def load_language_model(
     name: str, random_init: bool = False, tokenizer: str | None = None
-) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
+) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerBase]:
     """A Qwen3 in float32 and its tokenizer. `name` is `"small"`, a hub name or a folder; `tokenizer` likewise."""
     logging.disable_progress_bar()  # a bar per weight file is noise in a notebook
-    source = SMALL_LANGUAGE_MODEL if name == "small" else name
+    source: Path | str = SMALL_LANGUAGE_MODEL if name == "small" else name
     if name == "small":
         _require_files(SMALL_LANGUAGE_MODEL, ("config.json", "model.safetensors", "tokenizer.json"))
     elif random_init and name in CONFIGURATIONS:
-        source, tokenizer = CONFIGURATIONS[name], tokenizer or SMALL_LANGUAGE_MODEL
+        source, tokenizer = CONFIGURATIONS[name], tokenizer or "small"
     words = _load_tokenizer(SMALL_LANGUAGE_MODEL if tokenizer == "small" else tokenizer or source)
     try:
         if random_init:
@@ -188,7 +194,7 @@ def load_language_model(
         raise _not_found("weights", name, "language model", error) from error
 
 
-def _load_tokenizer(name: Path | str) -> PreTrainedTokenizerFast:
+def _load_tokenizer(name: Path | str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:

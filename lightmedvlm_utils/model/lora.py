@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
@@ -22,8 +23,7 @@ def add(language_model: nn.Module, rank: int = 8, alpha: int = 16, dropout: floa
     The effect is zero at first, since B starts at zero.
     """
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(TARGETS))
-    inject_adapter_in_model(config, language_model)
-    language_model.lora_config = config
+    _inject(language_model, config)
     return sum(p.numel() for name, p in language_model.named_parameters() if is_lora(name))
 
 
@@ -48,7 +48,8 @@ def save(language_model: nn.Module, folder: Path) -> None:
     """Write the adapter as peft does, `adapter_config.json` and `adapter_model.safetensors`, so that
     `PeftModel.from_pretrained` can put it on the bare language model too."""
     folder.mkdir(parents=True, exist_ok=True)
-    language_model.lora_config.save_pretrained(folder)
+    config: Any = language_model.lora_config
+    config.save_pretrained(folder)
     weights = get_peft_model_state_dict(language_model)
     save_file({PREFIX + name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS)
 
@@ -57,14 +58,19 @@ def load(language_model: nn.Module, folder: Path) -> None:
     """Inject the saved adapter and load it; raises UserError where its weights do not fit exactly."""
     config = LoraConfig.from_pretrained(str(folder))
     config.inference_mode = False  # or peft freezes the adapter, and the next stage could not go on training it
-    inject_adapter_in_model(config, language_model)
-    language_model.lora_config = config
+    _inject(language_model, config)
     saved, own = load_file(folder / WEIGHTS), dict(language_model.named_parameters())
     places = {_place(name): value for name, value in saved.items()}
     expected = {name for name in own if is_lora(name)}
     if set(places) != expected:
         raise UserError(f"{folder / WEIGHTS} does not fit this language model; load the folder it was saved in.")
     language_model.load_state_dict(places, strict=False)
+
+
+def _inject(language_model: nn.Module, config: Any) -> None:
+    """Put the adapters in and keep their configuration (Any: torch's types know no attribute but tensors, modules)."""
+    inject_adapter_in_model(config, language_model)
+    language_model.lora_config = config
 
 
 def _place(name: str) -> str:

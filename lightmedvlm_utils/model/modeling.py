@@ -8,8 +8,10 @@ views are averaged, all views of the batch where they stand side by side.
 from __future__ import annotations
 
 import json
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import timm
 import torch
@@ -65,6 +67,11 @@ class LightMedVLM(PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
+    vision_encoder: Any  # a Swin of timm; torch's types take each of its parts for a tensor or a module
+
+    if TYPE_CHECKING:
+        # The types cannot see through transformers' decorator of the method.
+        def to(self, *args: Any, **kwargs: Any) -> Self: ...  # type: ignore[override]
 
     def __init__(
         self,
@@ -112,7 +119,7 @@ class LightMedVLM(PreTrainedModel, GenerationMixin):
         """
         image_tokens = self.image_tokens(pixel_values, view_mask, image_features)  # (I, Q, D), or None
         if inputs_embeds is None:
-            inputs_embeds = self.embed(input_ids, image_tokens)  # (B, T, D)
+            inputs_embeds = self.embed(_given(input_ids, "input_ids"), image_tokens)  # (B, T, D)
         output = self.language_model.model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -131,7 +138,8 @@ class LightMedVLM(PreTrainedModel, GenerationMixin):
         text_loss = cross_entropy(logits.float(), targets[supervised])
         if not disease_weight:
             return LightMedVLMOutput(loss=text_loss, text_loss=text_loss)
-        disease_loss = self.disease_loss(image_tokens, disease_targets, view_mask)
+        seen, wanted = _given(image_tokens, "an image"), _given(disease_targets, "disease_targets")
+        disease_loss = self.disease_loss(seen, wanted, view_mask)
         loss = text_loss + disease_weight * disease_loss
         return LightMedVLMOutput(loss=loss, text_loss=text_loss, disease_loss=disease_loss)
 
@@ -157,9 +165,9 @@ class LightMedVLM(PreTrainedModel, GenerationMixin):
         image_features: Tensor | None = None,
     ) -> Tensor | None:
         """What the language model sees of the images, (I, Q, D); None without images."""
-        if image_features is None and pixel_values is None:
-            return None
         if image_features is None:
+            if pixel_values is None:
+                return None
             image_features = self.encode_images(pixel_values, view_mask)  # (I, N, C)
         return self.connector(image_features)
 
@@ -185,7 +193,7 @@ class LightMedVLM(PreTrainedModel, GenerationMixin):
     # Text out
 
     @torch.no_grad()
-    def generate(
+    def generate(  # type: ignore[override]  # by name, and of this model's own inputs
         self,
         input_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
@@ -199,8 +207,8 @@ class LightMedVLM(PreTrainedModel, GenerationMixin):
         cache_implementation, ...). The images are encoded once, also for many beams.
         """
         image_tokens = self.image_tokens(pixel_values, view_mask, image_features)
-        embeddings = self.embed(input_ids, image_tokens)
-        return super().generate(input_ids=input_ids, inputs_embeds=embeddings, **options)
+        embeddings = self.embed(_given(input_ids, "input_ids"), image_tokens)
+        return super().generate(input_ids=input_ids, inputs_embeds=embeddings, **options)  # type: ignore[misc,return-value]
 
     # What the connector knows by itself
 
@@ -218,20 +226,21 @@ class LightMedVLM(PreTrainedModel, GenerationMixin):
     ) -> Tensor:
         """(I, Q, H, W): where each of `query_names` looks; each map sums to 1. UserError for a connector without."""
         if image_features is None:
-            image_features = self.encode_images(pixel_values, view_mask)
+            image_features = self.encode_images(_given(pixel_values, "an image"), view_mask)
         return self.connector.attention_maps(image_features)
 
     def disease_logits(self, image_tokens: Tensor, view_mask: Tensor | None = None) -> Tensor:
         """(I, Q, D) -> (B, 14): the logit of each label, mean over views that stand side by side."""
         logits = self.connector.disease_logits(image_tokens)  # (I, 14)
-        side_by_side = self.config.views == "side_by_side" and view_mask is not None
-        return study_mean(logits, view_mask) if side_by_side else logits
+        if self.config.views == "side_by_side" and view_mask is not None:
+            return study_mean(logits, view_mask)
+        return logits
 
     def disease_loss(self, image_tokens: Tensor, targets: Tensor, view_mask: Tensor | None = None) -> Tensor:
         """The connector's disease loss, mean over the known targets (B, 14); every view of a study has its study's
         targets."""
         if len(image_tokens) != len(targets):  # views side by side
-            targets = targets.repeat_interleave(view_mask.sum(1), 0)
+            targets = targets.repeat_interleave(_given(view_mask, "view_mask").sum(1), 0)
         return self.connector.disease_loss(image_tokens.float(), targets)
 
     # What learns, and what it costs
@@ -243,8 +252,8 @@ class LightMedVLM(PreTrainedModel, GenerationMixin):
             for name, parameter in getattr(self, part).named_parameters():
                 parameter.requires_grad = part in parts and (not has_lora or lora.is_lora(name))
 
-    def _set_gradient_checkpointing(self, enable: bool = True, **options) -> None:
-        super()._set_gradient_checkpointing(enable=enable, **options)
+    def _set_gradient_checkpointing(self, enable: bool = True, *arguments: Any, **options: Any) -> None:
+        super()._set_gradient_checkpointing(enable, *arguments, **options)
         self.vision_encoder.set_grad_checkpointing(enable)  # timm's models have their own switch
 
     def get_input_embeddings(self) -> nn.Module:
@@ -255,7 +264,9 @@ class LightMedVLM(PreTrainedModel, GenerationMixin):
 
     # Files
 
-    def save_pretrained(self, folder: Path | str, state_dict: dict[str, Tensor] | None = None, **options) -> None:
+    def save_pretrained(  # type: ignore[override]  # the other options are refused
+        self, folder: Path | str, state_dict: dict[str, Tensor] | None = None, **options: Any
+    ) -> None:
         """Write `config.json`, `model.safetensors` (without LoRA) and, where there is LoRA, `adapter/` as peft does.
 
         For a checkpoint without an adapter call `merge_lora` first. `state_dict` is what transformers' Trainer hands
@@ -273,7 +284,7 @@ class LightMedVLM(PreTrainedModel, GenerationMixin):
             lora.save(self.language_model, folder / "adapter")
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]  # strict: no option to load anything else
         cls,
         folder: Path | str,
         *_,
@@ -312,10 +323,18 @@ def build_encoder(vision: dict) -> nn.Module:
     return timm.create_model(vision["architecture"], pretrained=False, num_classes=0, **vision.get("arguments", {}))
 
 
-def feature_grid(encoder: nn.Module) -> tuple[int, int]:
+def feature_grid(encoder: Any) -> tuple[int, int]:
     """(H, W) of the token grid an encoder ends with; where a side is odd, Swin pads it before it halves it."""
     halvings = encoder.feature_info[-1]["reduction"] // encoder.patch_embed.patch_size[0]
-    return tuple(-(-side // halvings) for side in encoder.patch_embed.grid_size)
+    height, width = (-(-side // halvings) for side in encoder.patch_embed.grid_size)
+    return height, width
+
+
+def _given(value: Tensor | None, name: str) -> Tensor:
+    """An input that only some uses need; raises ValueError where one of them lacks it."""
+    if value is None:
+        raise ValueError(f"The model needs {name} for that; give it.")
+    return value
 
 
 def study_mean(rows: Tensor, view_mask: Tensor) -> Tensor:
@@ -326,7 +345,7 @@ def study_mean(rows: Tensor, view_mask: Tensor) -> Tensor:
 
 
 def load_strictly(
-    model: nn.Module, weights: dict[str, Tensor], source: Path | str, optional: set[str] = frozenset()
+    model: nn.Module, weights: dict[str, Tensor], source: Path | str, optional: Set[str] = frozenset()
 ) -> None:
     """Load `weights` into `model`; raises UserError unless every weight finds its place and every place its weight.
 

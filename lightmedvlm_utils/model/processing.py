@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase
 
 from lightmedvlm_utils.data.images import read_image
 from lightmedvlm_utils.errors import UserError
@@ -42,6 +42,14 @@ def chat_prompt(system: str, user: str) -> str:
     return text + "<|im_start|>assistant\n"
 
 
+def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
+    """The id of a special token; raises UserError for a tokenizer without it."""
+    found = tokenizer.convert_tokens_to_ids(token)
+    if not isinstance(found, int) or found == tokenizer.unk_token_id:
+        raise UserError(f"The tokenizer has no {token} token; use Qwen3's tokenizer or the shipped one.")
+    return found
+
+
 def as_views(image: Path | str | np.ndarray | Sequence) -> list:
     """One study's views, of a single image (path or gray array) or a list of them."""
     return [image] if isinstance(image, (str, Path, np.ndarray)) else list(image)
@@ -58,7 +66,7 @@ class Processor:
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerFast,
+        tokenizer: PreTrainedTokenizerBase,
         image_size: int | Sequence[int],
         mean: Sequence[float],
         std: Sequence[float],
@@ -75,9 +83,9 @@ class Processor:
         self.max_views, self.max_report_tokens, self.views = max_views, max_report_tokens, views
         self._ids = lru_cache(maxsize=20_000)(self._tokenize)  # prompts and targets recur every epoch
         self._target_ids = lru_cache(maxsize=20_000)(self._cut_target)
-        self.image_token_id = self._single_id(IMAGE_TOKEN)
-        self.end_id = self._single_id(END_OF_TURN)
-        self.padding_id = self._single_id(PADDING)
+        self.image_token_id = token_id(tokenizer, IMAGE_TOKEN)
+        self.end_id = token_id(tokenizer, END_OF_TURN)
+        self.padding_id = token_id(tokenizer, PADDING)
 
     def __call__(self, images: Sequence, questions: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Inputs of the model's `generate`: one report for each image or, with `questions`, one answer for each.
@@ -187,7 +195,8 @@ class Processor:
     @property
     def _size(self) -> tuple[int, int]:
         size = self.image_size
-        return (size, size) if isinstance(size, int) else tuple(size)
+        height, width = (size, size) if isinstance(size, int) else size
+        return height, width
 
     def _image(self, num_views: int) -> str:
         """The image placeholders of a prompt."""
@@ -200,16 +209,10 @@ class Processor:
     def _cut_target(self, text: str) -> list[int]:
         ids, room = self._tokenize(text), self.max_report_tokens - 1
         if len(ids) > room:
-            fits = self.tokenizer.decode(ids[:room])
+            fits = str(self.tokenizer.decode(ids[:room]))  # of one row of ids: one text, not a list of them
             end = max(fits.rfind(". "), fits.rfind(".\n"))
             ids = (self._tokenize(fits[: end + 1]) if end >= 0 else ids)[:room]
         return [*ids, self.end_id]
-
-    def _single_id(self, token: str) -> int:
-        token_id = self.tokenizer.convert_tokens_to_ids(token)
-        if token_id is None or token_id == self.tokenizer.unk_token_id:
-            raise UserError(f"The tokenizer has no {token} token; use Qwen3's tokenizer or the shipped one.")
-        return token_id
 
     @staticmethod
     def _plain(text: str) -> str:

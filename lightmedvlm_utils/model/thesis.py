@@ -9,8 +9,10 @@ from __future__ import annotations
 import pickle
 import re
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,7 +64,7 @@ BLOCK = {
 
 
 # While a checkpoint is read, Lightning's dictionary of hyper-parameters is built as a plain one: it runs nothing.
-_LIGHTNING = [
+_LIGHTNING: list[Callable | tuple[Callable, str]] = [
     (OrderedDict, f"{module}.AttributeDict")
     for module in (
         "lightning.fabric.utilities.data",
@@ -139,7 +141,7 @@ def load_thesis_checkpoint(
         num_queries = weights["connector.queries"].shape[0] if "connector.queries" in weights else 64
         options |= {"num_queries": num_queries, "num_heads": num_heads, "disease_head": False}
     # Inputs as the thesis prepares them: the image stretched to the encoder's square, at most two views.
-    limits = {"fit": "stretch", "max_views": 2, "max_report_tokens": 100}
+    limits: dict[str, Any] = {"fit": "stretch", "max_views": 2, "max_report_tokens": 100}
     model, processor = assemble(encoder, eye, llm, words, options, **limits)
     ranks = {len(value) for name, value in weights.items() if ".lora_A." in name}
     if ranks:
@@ -187,7 +189,10 @@ def _translate(
     state: dict[str, Tensor], prefix: str, llm_prefix: str, path: Path | str
 ) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
     """Our names -> weights, and our names -> the checkpoint's names they came from."""
-    weights, sources, unknown, parts = {}, {}, [], {}
+    weights: dict[str, Tensor] = {}
+    sources: dict[str, list[str]] = {}
+    unknown: list[str] = []
+    parts: dict[str, dict[str, tuple[str, Tensor]]] = {}
     for name, value in state.items():
         if _is_second_name(name, llm_prefix):
             continue

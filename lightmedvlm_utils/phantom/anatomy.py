@@ -6,6 +6,7 @@ Left and right are the patient's. The patient faces the reader, so the patient's
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
@@ -35,7 +36,7 @@ class Anatomy:
     breasts: float  # 0 for none
 
     @classmethod
-    def sample(cls, study: Study) -> Anatomy:
+    def sample(cls, study: Study) -> Self:
         """The normal variation of a patient, then what the study's findings do to the geometry."""
         rng = np.random.default_rng(study.anatomy_seed)
         inspiration, habitus = study.inspiration, study.habitus

@@ -79,7 +79,7 @@ class Canvas:
                 draw.polygon(_ribbon(path, width * scale / 2).ravel().tolist(), fill=round(255 * value))
         return _average(image)
 
-    def segments(self, starts: Points, ends: Points, widths: Sequence[float], depth: float = 0.0) -> np.ndarray:
+    def segments(self, starts: Points, ends: Points, widths: Iterable[float], depth: float = 0.0) -> np.ndarray:
         """Many separate straight pieces, each with its own width in mm."""
         image, draw = self._blank()
         film = np.hstack([self.to_film(starts, depth), self.to_film(ends, depth)]) * _OVERSAMPLING
@@ -90,7 +90,7 @@ class Canvas:
             draw.line(line, fill=round(255 * min(1.0, pixels)), width=max(1, round(pixels)))
         return _average(image)
 
-    def blob(self, center, radii: tuple[float, float], angle: float = 0.0, depth: float = 0.0) -> np.ndarray:
+    def blob(self, center, radii: Sequence[float] | np.ndarray, angle: float = 0.0, depth: float = 0.0) -> np.ndarray:
         """A Gaussian hill of height 1; `radii` are standard deviations in mm, `angle` in degrees."""
         cx, cy = self.to_film(np.array([center]), depth)[0].astype(np.float32)
         x, y = self._steps[None, :] - cx, self._steps[:, None] - cy
@@ -127,7 +127,9 @@ class Canvas:
         return (self.to_film(points, depth) * _OVERSAMPLING).ravel().tolist()
 
 
-def smooth_curve(points: Sequence[Sequence[float]], per_span: int = 6, closed: bool = False) -> Points:
+def smooth_curve(
+    points: Points | Sequence[Sequence[float] | Points], per_span: int = 6, closed: bool = False
+) -> Points:
     """Catmull-Rom curve through the control points; a point given twice makes a corner."""
     control = np.asarray(points, float)
     if closed:

@@ -97,7 +97,7 @@ def _airway(canvas: Canvas, a: Anatomy) -> np.ndarray:
     return -0.13 * canvas.blur(canvas.strokes(lines), 2.6)
 
 
-def _breasts(canvas: Canvas, a: Anatomy) -> np.ndarray:
+def _breasts(canvas: Canvas, a: Anatomy) -> np.ndarray | np.float32:
     if a.breasts == 0:
         return np.float32(0)
     y = 42 + 22 * a.breasts

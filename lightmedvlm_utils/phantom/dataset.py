@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from datetime import date, timedelta
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import joblib
 import numpy as np
@@ -156,7 +157,7 @@ def _damage(data: bytes, how: str) -> bytes:
 
 
 def _write_masks(path: Path, masks: dict[str, np.ndarray]) -> None:
-    packed = {}
+    packed: dict[str, Any] = {}  # Any: savez has options of its own beside the arrays
     for label, mask in masks.items():
         coarse = Image.fromarray(mask.astype(np.uint8) * 255).resize((MASK_SIZE, MASK_SIZE), Image.Resampling.BOX)
         cells = np.asarray(coarse) > 0  # any pixel of the cell: a tube is thinner than a cell
@@ -182,7 +183,7 @@ def _choose_broken(patients: Sequence[Patient], seed: int) -> dict[str, str]:
 
 
 def _pick(views: Sequence[View], rng: np.random.Generator) -> View:
-    return views[rng.integers(len(views))]
+    return views[int(rng.integers(len(views)))]
 
 
 # ------------------------------------------------------------------------------------------------- tables

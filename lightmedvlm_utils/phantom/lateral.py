@@ -73,7 +73,14 @@ class LateralAnatomy(Anatomy):
         return smooth_curve([(-46, -230), (-52, -160), *front, *back, (60, -160), (52, -230)])
 
 
-def lateral_chest(canvas: Canvas, study: Study, anatomy: LateralAnatomy) -> Chest:
+@dataclass
+class LateralChest(Chest):
+    """The maps of one lateral film."""
+
+    anatomy: LateralAnatomy
+
+
+def lateral_chest(canvas: Canvas, study: Study, anatomy: LateralAnatomy) -> LateralChest:
     """Draw the normal chest of a study from the side."""
     rng = np.random.default_rng((study.anatomy_seed, 2))
     whole = {side: canvas.polygon(anatomy.lung(side)) for side in SIGN}
@@ -89,8 +96,8 @@ def lateral_chest(canvas: Canvas, study: Study, anatomy: LateralAnatomy) -> Ches
     zero = np.zeros_like(air)
     bones = _bones(canvas, anatomy)
     vessels = _vessels(canvas, anatomy, rng)
-    return Chest(canvas, anatomy, whole, whole, heart, middle, air, tissue.astype(np.float32), body, bones,
-                 vessels, zero, zero.copy())  # fmt: skip
+    return LateralChest(canvas, anatomy, whole, whole, heart, middle, air, tissue.astype(np.float32), body, bones,
+                        vessels, zero, zero.copy())  # fmt: skip
 
 
 def _airway(canvas: Canvas, a: LateralAnatomy) -> np.ndarray:
@@ -128,7 +135,7 @@ def _vessels(canvas: Canvas, a: LateralAnatomy, rng: np.random.Generator) -> np.
     return np.clip(canvas.blur(tree, 1.0) + canvas.blob(root, (15, 17)), 0, 1.3)
 
 
-def draw_lateral_devices(chest: Chest, findings: Sequence[Finding]) -> list[tuple[Finding, np.ndarray]]:
+def draw_lateral_devices(chest: LateralChest, findings: Sequence[Finding]) -> list[tuple[Finding, np.ndarray]]:
     """Devices from the side, schematically along the airway, the great veins, the gullet and the sternum."""
     marks = []
     for finding in findings:
@@ -151,7 +158,7 @@ def _device_strokes(a: LateralAnatomy, finding: Finding, rng: np.random.Generato
         ys = np.linspace(top + 55, top + 165, int(rng.integers(5, 8)))
         rings = [ellipse((a.front(y) - 4, y), (7, 4), -20, 16) for y in ys]
         return [(np.vstack([ring, ring[:1]]), 2.6, 1.0) for ring in rings]
-    paths = {
+    paths: dict[str, tuple[list[tuple[float, float]], float]] = {
         "endotracheal tube": ([(-6, -225), (0, top), (6, top + rng.uniform(25, 65))], 8.0),
         "nasogastric tube": ([(8, -225), (16, top), (22, 0), (14, bottom), (-20, bottom + 35)], 4.5),
         "central line": ([(-4, top - 40), (-12, top + 40), (-8, top + rng.uniform(75, 120))], 3.6),

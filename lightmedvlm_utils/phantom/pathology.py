@@ -138,7 +138,7 @@ def _septa(a: Anatomy, rng: np.random.Generator, severity: float):
 
 def lesion(chest: Chest, finding: Finding, rng: np.random.Generator) -> np.ndarray:
     """A round nodule or mass of the stated diameter."""
-    canvas, radius = chest.canvas, finding.size_mm / 2
+    canvas, radius = chest.canvas, finding.measured_mm / 2
     center = chest.anatomy.place(finding.side, rng.uniform(0.3, 0.8), rng.uniform(*ZONES[finding.zone]))
     t = np.linspace(0, 2 * np.pi, 12, endpoint=False)
     lobes = radius * (1 + 0.05 * rng.standard_normal(12))

@@ -145,10 +145,15 @@ def _sample_view(rng, position: str) -> View:
         ),
         exposure=float(np.clip(rng.normal(0, 0.45), -1, 1)),
         contrast=float(np.clip(rng.normal(1.0, 0.14), 0.7, 1.35)),
-        collimation=tuple(float(x) for x in rng.uniform(0.01, 0.06, 4) * collimated),
+        collimation=_four(rng.uniform(0.01, 0.06, 4) * collimated),
         noise=float(rng.uniform(0.006, 0.022)),
         seed=int(rng.integers(2**31)),
     )
+
+
+def _four(values: np.ndarray) -> tuple[float, float, float, float]:
+    left, top, right, bottom = (float(value) for value in values)
+    return left, top, right, bottom
 
 
 def _sample_findings(rng, scale: float = 1.0) -> tuple[Finding, ...]:

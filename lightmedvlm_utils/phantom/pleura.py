@@ -19,7 +19,7 @@ def effusion(chest: Chest, finding: Finding, rng: np.random.Generator) -> np.nda
         sag = 16 + 22 * s
         t = np.linspace(0, 1, 9)
         curve = np.stack([SIGN[side] * (4 + t * (a.half_width + 6)), top + sag * (1 - t**3)], axis=1)
-        floor = [(SIGN[side] * (a.half_width + 10), 200.0), (SIGN[side] * 4, 200.0)]
+        floor = np.array([(SIGN[side] * (a.half_width + 10), 200.0), (SIGN[side] * 4, 200.0)])
         pool = chest.canvas.polygon(np.vstack([smooth_curve(curve), floor]))
         total = np.maximum(total, chest.canvas.blur(pool, 1.8) * (chest.whole_lungs[side] > 0))
     chest.extra += 0.04 * total * np.maximum(*chest.whole_lungs.values())
@@ -62,7 +62,7 @@ def _rind(a: Anatomy, side: str, finding: Finding, rng: np.random.Generator) -> 
 def pneumothorax(chest: Chest, finding: Finding, rng: np.random.Generator) -> np.ndarray:
     """The lung falls away from apex and wall: a fine pleural line, no vessels and more air beyond it."""
     canvas, a, side = chest.canvas, chest.anatomy, finding.side
-    gap = finding.size_mm if finding.state == 1 else 9.0
+    gap = finding.measured_mm if finding.state == 1 else 9.0
     reach = 0.7 if finding.zone == "apical" else 1.6  # how far down the lung it extends
     outline = a.lung(side)
     v = np.clip((outline[:, 1] - a.apex) / (a.dome[side] - a.apex), 0, 1.3)

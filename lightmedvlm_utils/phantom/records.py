@@ -26,6 +26,13 @@ class Finding:
         """The sides it occupies: one, or both when it is bilateral or has no side."""
         return (self.side,) if self.side in ("left", "right") else ("left", "right")
 
+    @property
+    def measured_mm(self) -> float:
+        """`size_mm` of a kind that cannot be drawn without; ValueError where there is none."""
+        if self.size_mm is None:
+            raise ValueError(f"A {self.kind} needs a size.")
+        return self.size_mm
+
 
 @dataclass(frozen=True)
 class View:

@@ -80,12 +80,12 @@ def write_report(study: Study, rng: np.random.Generator, prior: Study | None = N
 
 def write_findings(study: Study, rng: np.random.Generator, prior: Study | None = None) -> str:
     """Return the findings paragraph: every finding once, then some of the absent ones, by organ system."""
-    compare = prior is not None and rng.random() < PRIOR_RATE
+    compared = prior if prior is not None and rng.random() < PRIOR_RATE else None
     by_system: dict[str, list[str]] = {system: [] for system in _ORDERS[0]}
     for finding in study.findings:
-        change = _change(finding, prior) if compare else ""
-        sentence = hedged_sentence if finding.state == -1 else present_sentence
-        by_system[_SYSTEM.get(finding.label, "lungs")].append(sentence(finding, rng, change))
+        change = _change(finding, compared) if compared else ""
+        phrase = hedged_sentence if finding.state == -1 else present_sentence
+        by_system[_SYSTEM.get(finding.label, "lungs")].append(phrase(finding, rng, change))
     mentioned = {finding.label for finding in study.findings}
     by_system["lungs"].append(volume_sentence(study.inspiration, rng))
     for system, sentence in absent_sentences(mentioned, rng):

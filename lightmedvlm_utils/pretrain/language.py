@@ -32,6 +32,7 @@ from lightmedvlm_utils.model.processing import (
     VQA_SYSTEM,
     VQA_USER,
     Processor,
+    token_id,
 )
 from lightmedvlm_utils.observations import LABELS
 
@@ -77,8 +78,8 @@ def small_language_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM
         max_position_embeddings=1024,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.convert_tokens_to_ids(END_OF_TURN),
-        pad_token_id=tokenizer.convert_tokens_to_ids(PADDING),
+        eos_token_id=token_id(tokenizer, END_OF_TURN),
+        pad_token_id=token_id(tokenizer, PADDING),
     )
     torch.manual_seed(0)
     return Qwen3ForCausalLM(config)
@@ -165,8 +166,8 @@ def _loss(model, processor, reader, rows: pd.DataFrame, by_study: dict, rng: np.
     facts decide it: questions teach to read the facts, reports to word them."""
     states = rows[list(LABELS)].to_numpy(dtype=float)
     known = [facts(s, report, rng) for s, report in zip(states, rows.report, strict=True)]
-    asked = [by_study.get(study_id) for study_id in rows.study_id]
-    if rng.random() < 1 / 2 and all(found is not None for found in asked):
+    asked = [by_study[study_id] for study_id in rows.study_id if study_id in by_study]
+    if rng.random() < 1 / 2 and len(asked) == len(rows):
         one = [found.iloc[rng.integers(len(found))] for found in asked]
         prompts = [processor.question_prompt(row.question) for row in one]
         targets = [row.answer for row in one]
@@ -177,7 +178,7 @@ def _loss(model, processor, reader, rows: pd.DataFrame, by_study: dict, rng: np.
 
 def _text_loss(model, batch: dict[str, Tensor], reader: FactReader, known: list[list[str]]) -> Tensor:
     table = model.get_input_embeddings()
-    places = batch["input_ids"] == reader.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    places = batch["input_ids"] == token_id(reader.tokenizer, IMAGE_TOKEN)
     embeddings = table(batch["input_ids"]).masked_scatter(places[..., None], reader(table, known))
     hidden = model.model(inputs_embeds=embeddings, attention_mask=batch["attention_mask"]).last_hidden_state
     targets = batch["labels"][:, 1:]

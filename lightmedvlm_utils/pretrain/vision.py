@@ -15,6 +15,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -36,7 +37,13 @@ IMAGE_SIZE, STORED_SIZE, GRID = 224, 256, 7
 ARCHITECTURE = "swin_tiny_patch4_window7_224"
 # Patches of 8 pixels give the 28 x 28 tokens that a 112-pixel image gives with patches of 4, for the same arithmetic,
 # and see lines of one or two pixels (a pleural line, a rib's broken cortex) that shrinking to 112 pixels wipes out.
-ARGUMENTS = {"img_size": IMAGE_SIZE, "patch_size": 8, "embed_dim": 48, "depths": [2, 2, 6], "num_heads": [2, 4, 8]}
+ARGUMENTS: dict[str, Any] = {
+    "img_size": IMAGE_SIZE,
+    "patch_size": 8,
+    "embed_dim": 48,
+    "depths": [2, 2, 6],
+    "num_heads": [2, 4, 8],
+}
 MEAN, STD = (0.45,) * 3, (0.25,) * 3
 _CHUNK = 250  # patients
 
@@ -69,7 +76,7 @@ def _shrink(mask: np.ndarray | None, size: int) -> np.ndarray:
     if mask is None:
         return np.zeros((size, size), bool)
     step = mask.shape[0] // size
-    return mask.reshape(size, step, size, step).any((1, 3))
+    return np.any(mask.reshape(size, step, size, step), axis=(1, 3))
 
 
 def render_phantoms(folder: Path, patients: int, workers: int) -> list[Path]:
@@ -99,8 +106,10 @@ class FindingHeads(nn.Module):
         return places, self.presence(pooled).unflatten(1, (len(FINDINGS), 2)), self.kind(pooled)
 
 
-def encode(encoder: nn.Module, pixels: Tensor) -> list[Tensor]:
-    """(B, 3, S, S) -> the output of every stage, (B, H, W, C), the last one normalized as the model sees it."""
+def encode(encoder: Any, pixels: Tensor) -> list[Tensor]:
+    """(B, 3, S, S) -> the output of every stage, (B, H, W, C), the last one normalized as the model sees it.
+
+    `encoder` is a Swin of timm; Any, since torch's types take each of its parts for a tensor or a module."""
     tokens, stages = encoder.patch_embed(pixels), []
     for stage in encoder.layers:
         tokens = stage(tokens)
@@ -119,9 +128,9 @@ def augment(images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     theta[:, 0, 1], theta[:, 1, 0] = -turn.sin() * zoom, turn.sin() * zoom
     theta[:, :, 2] = torch.randn(count, 2) * 0.04
     gray = images[:, None].float() / 255
-    fine = affine_grid(theta, (count, 1, IMAGE_SIZE, IMAGE_SIZE), align_corners=False)
+    fine = affine_grid(theta, [count, 1, IMAGE_SIZE, IMAGE_SIZE], align_corners=False)
     gray = grid_sample(gray, fine, align_corners=False)
-    coarse = affine_grid(theta, (count, 1, 4 * GRID, 4 * GRID), align_corners=False)
+    coarse = affine_grid(theta, [count, 1, 4 * GRID, 4 * GRID], align_corners=False)
     masks = grid_sample(masks.float(), coarse, mode="nearest", align_corners=False)
     gamma = torch.exp(torch.randn(count, 1, 1, 1) * 0.2)
     gray = gray.clamp(1e-3, 1) ** gamma + torch.randn_like(gray) * 0.01
@@ -146,7 +155,8 @@ def pretraining_loss(
     )  # (B, 13, 2)
     loss = loss + binary_cross_entropy_with_logits(kind, kinds, pos_weight=rare)
     for place in places:
-        covered = nn.functional.adaptive_avg_pool2d(masks, place.shape[1:3]).permute(0, 2, 3, 1)  # (B, H, W, 13)
+        _, height, width, _ = place.shape
+        covered = nn.functional.adaptive_avg_pool2d(masks, (height, width)).permute(0, 2, 3, 1)  # (B, H, W, 13)
         # A token touched at all counts at least a quarter.
         touched = torch.where(covered > 0, covered.clamp(min=0.25) ** 0.5, 0.0)
         loss = loss + 2 * binary_cross_entropy_with_logits(place, touched, pos_weight=rare)
@@ -157,14 +167,14 @@ def pretraining_loss(
 def presence_auroc(model: Pretraining, images: Tensor, states: np.ndarray) -> np.ndarray:
     """AUROC of each of the 13 findings (definite against absent) on images (n, 256, 256)."""
     model.eval()
-    scores = []
+    parts = []
     for batch in images.split(128):
         gray = nn.functional.interpolate(
             batch[:, None].float() / 255, size=(IMAGE_SIZE,) * 2, mode="bilinear", antialias=True
         )
-        scores.append(model(normalize(gray))[1].sum(-1))
+        parts.append(model(normalize(gray))[1].sum(-1))
     model.train()
-    scores = torch.cat(scores).numpy()
+    scores = torch.cat(parts).numpy()
     return np.array(
         [roc_auc_score(states[states[:, i] >= 0, i] == 1, scores[states[:, i] >= 0, i]) for i in range(len(FINDINGS))]
     )
@@ -173,10 +183,12 @@ def presence_auroc(model: Pretraining, images: Tensor, states: np.ndarray) -> np
 class Pretraining(nn.Module):
     """Encoder and heads as one module: (B, 3, S, S) -> places, presence and kinds as `FindingHeads` gives them."""
 
+    encoder: Any  # as in `encode`
+
     def __init__(self, encoder: nn.Module, kinds: int):
         super().__init__()
         self.encoder = encoder
-        self.heads = FindingHeads([info["num_chs"] for info in encoder.feature_info], kinds)
+        self.heads = FindingHeads([info["num_chs"] for info in self.encoder.feature_info], kinds)
 
     def forward(self, pixels: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
         with _autocast():

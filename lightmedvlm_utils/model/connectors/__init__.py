@@ -40,7 +40,8 @@ def register(name: str, connector: type[Connector]) -> None:
 def connector_class(name: str) -> type[Connector]:
     """The class of that name; raises UserError for any other."""
     if name not in CONNECTORS:
-        raise no_such("connector", name, CONNECTORS)
+        known = no_such("connector", name, CONNECTORS)
+        raise UserError(f"{known} Your own is registered by its module: name that as --plugin, or in plugins.")
     return CONNECTORS[name]
 
 

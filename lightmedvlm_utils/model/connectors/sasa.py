@@ -44,6 +44,8 @@ class SASA(Connector):
     title = "SASA"
     has_attention_maps = True
     token_labels = LABELS
+    positions: Tensor
+    state_words: Tensor  # (14, 3, D); only with a disease head
 
     def __init__(
         self,
@@ -93,6 +95,7 @@ class SASA(Connector):
     def attention_maps(self, features: Tensor) -> Tensor:
         """(B, N, C) -> (B, Q, H, W): where each query looks, mean over the heads; each map sums to 1."""
         weights = self._attend(features, need_weights=True)[1]  # (B, Q, N)
+        assert weights is not None  # they were asked for
         return weights.unflatten(-1, self.grid)  # (B, Q, H, W)
 
     def disease_logits(self, tokens: Tensor) -> Tensor:
