@@ -95,6 +95,14 @@ def test_a_file_that_was_changed_afterwards_is_noticed(project):
     assert statuses == ["kept", "done"] and "file result.txt" in said
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", "{}", '{"made_from": 3}', '{"fingerprint": "x", "files": []}'])
+def test_a_damaged_manifest_proves_nothing(project, content):
+    run()
+    (project / "outputs/smoke/01_second/manifest.json").write_text(content)
+    statuses, said = run()
+    assert statuses == ["kept", "done"] and "manifest is damaged" in said
+
+
 def test_code_counts_by_what_it_does(project):
     run()
     path = project / "notebooks" / "00_first.ipynb"

@@ -60,17 +60,25 @@ def lock(folder: Path, name: str, work: str, wait: float = 0) -> FileLock:
 
 
 def read_manifest(folder: Path, step: str) -> dict[str, Any] | None:
-    """The manifest of a step in a run folder, or None where the step has not finished."""
-    path = Path(folder) / step / MANIFEST
+    """The manifest of a step in a run folder, or None where the step has not finished.
+
+    What is no manifest (damaged, or of an earlier version of the course) proves nothing: None too.
+    """
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        if not {"fingerprint", "parameters", "made_from", "files"} <= set(manifest):
-            return None  # of an earlier version of the course: it does not say what it was made from
-        return manifest
-    except (FileNotFoundError, NotADirectoryError):
+        manifest = json.loads((Path(folder) / step / MANIFEST).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete it and run notebook {step} again.") from error
+    return manifest if _is_whole(manifest) else None
+
+
+def _is_whole(manifest: Any) -> bool:
+    """Whether a file's content says what the ledger needs to know."""
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("made_from"), dict):
+        return False
+    parts = [manifest.get("parameters"), manifest.get("files"), manifest.get("metrics")]
+    parts += [manifest["made_from"].get(name) for name in ("parameters", "settings", "code", "inputs")]
+    known = {"fingerprint", "seed", "seconds"} <= set(manifest) and "notebook" in manifest["made_from"]
+    return known and all(isinstance(part, dict) for part in parts) and {"profile", "dataset"} <= set(parts[0])
 
 
 def manifests(folder: Path) -> dict[str, dict[str, Any]]:
@@ -98,7 +106,10 @@ def why_stale(folder: Path, step: str, parameters: Mapping[str, Any]) -> list[st
     """
     manifest = read_manifest(folder, step)
     if manifest is None:
-        return ["it was interrupted or has failed"] if (Path(folder) / step).is_dir() else ["it has not been run"]
+        home = Path(folder) / step
+        if (home / MANIFEST).exists():
+            return ["its manifest is damaged or of an earlier version"]
+        return ["it was interrupted or has failed"] if home.is_dir() else ["it has not been run"]
     made_from = manifest["made_from"]
     profile = resolve(parameters["profile"], parameters.get("settings"))
     code = {name: fingerprint.module_code(name, profile.plugins) for name in made_from["code"]}
