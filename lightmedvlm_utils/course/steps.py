@@ -73,12 +73,17 @@ def read_manifest(folder: Path, step: str) -> dict[str, Any] | None:
 
 def _is_whole(manifest: Any) -> bool:
     """Whether a file's content says what the ledger needs to know."""
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("made_from"), dict):
-        return False
-    parts = [manifest.get("parameters"), manifest.get("files"), manifest.get("metrics")]
-    parts += [manifest["made_from"].get(name) for name in ("parameters", "settings", "code", "inputs")]
-    known = {"fingerprint", "seed", "seconds"} <= set(manifest) and "notebook" in manifest["made_from"]
-    return known and all(isinstance(part, dict) for part in parts) and {"profile", "dataset"} <= set(parts[0])
+
+    def has(part: Any, *names: str) -> bool:
+        return isinstance(part, dict) and set(names) <= set(part)
+
+    return (
+        has(manifest, "fingerprint", "seed", "seconds")
+        and has(manifest.get("parameters"), "profile", "dataset")
+        and has(manifest.get("made_from"), "notebook")
+        and all(has(manifest["made_from"].get(part)) for part in ("parameters", "settings", "code", "inputs"))
+        and all(has(manifest.get(part)) for part in ("files", "metrics"))
+    )
 
 
 def manifests(folder: Path) -> dict[str, dict[str, Any]]:
