@@ -14,6 +14,7 @@ from lightmedvlm_utils.model.processing import END_OF_TURN, IMAGE_TOKEN, REPORT_
 from lightmedvlm_utils.observations import FINDINGS, LABELS
 from lightmedvlm_utils.phantom.patients import sample_patients
 from lightmedvlm_utils.pretrain import language, vision
+from lightmedvlm_utils.settings import resolve
 
 
 def test_the_shipped_backbones_are_small_and_hold_no_pickle():
@@ -55,8 +56,9 @@ SWIN_B, QWEN = "swin_base_patch4_window7_224.ms_in1k", "Qwen/Qwen3-0.6B"
 
 @pytest.fixture(scope="module")
 def real_size():
+    """The thesis profile as it is rehearsed where its weights are not: `--set random_init=true`."""
     with torch.device("meta"):  # shapes without numbers
-        return backbones.from_backbones(SWIN_B, QWEN, random_init=True)
+        return backbones.from_profile(resolve("thesis", {"random_init": True}))
 
 
 def test_the_real_size_needs_no_download(real_size):
@@ -93,6 +95,9 @@ def test_prompts_are_qwens_own_chat_format():
 def test_an_encoder_takes_its_own_size_of_image():
     with pytest.raises(UserError, match="takes images of"):
         backbones.load_vision("small", 100)
+    for unknown in ("resnet50", "swin_tiny_patch4_window7_224.nonsense", "swim"):
+        with pytest.raises(UserError, match="neither a Swin of timm nor a folder"):
+            backbones.load_vision(unknown, random_init=True)
     encoder, eye = backbones.load_vision("swinv2_tiny_window8_256", random_init=True)
     assert eye["arguments"]["img_size"] == 256 and encoder.num_features == 768
 
