@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from textwrap import fill
+from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,9 +14,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lightmedvlm_utils.evaluation.localization import enlarge
-from lightmedvlm_utils.evaluation.systems import Systems
+from lightmedvlm_utils.data.images import enlarge
 from lightmedvlm_utils.files import atomic_path
+
+if TYPE_CHECKING:
+    from lightmedvlm_utils.evaluation.systems import Systems
 
 # Okabe and Ito's palette: told apart with every common form of color blindness.
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"

@@ -137,7 +137,7 @@ def test_localization_stands_beside_its_baselines():
         mask["Edema"][row : row + 16, column : column + 16] = True
     maps = [{"Edema": mask["Edema"].reshape(4, 16, 4, 16).mean((1, 3))} for mask in masks]
     patients = np.arange(6)
-    table = localization_table(maps, masks, patients, baselines.other_patient(patients))
+    table = localization_table(maps, masks, patients, baselines.other_patient(patients), "sasa")
     rows = localization_records(table, samples=20)
     pointing = {row["system"]: row["value"] for row in rows if row["metric"] == "pointing_game"}
     assert pointing["sasa"] == 1 and pointing["uniform"] == pytest.approx(1 / 16)

@@ -1,4 +1,5 @@
-"""Read one chest radiograph from a PNG, JPEG or DICOM file, or say in one sentence why it cannot be read."""
+"""Read one chest radiograph from a PNG, JPEG or DICOM file, or say in one sentence why it cannot be read; and bring a
+map over it to its size."""
 
 from __future__ import annotations
 
@@ -38,6 +39,14 @@ def read_image(path: str | Path) -> np.ndarray:
     if float(np.ptp(image)) < MIN_CONTRAST:
         raise UserError(f"{path} is blank (every pixel has the same gray value); choose another image.")
     return image
+
+
+def enlarge(attention: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """A map `(h, w)` brought to `shape` by bilinear interpolation between cell centers."""
+    from scipy.ndimage import zoom
+
+    factors = np.divide(shape, attention.shape)
+    return zoom(np.asarray(attention, float), factors, order=1, mode="nearest", grid_mode=True)
 
 
 def _first_bytes(path: Path) -> bytes:

@@ -7,15 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from lightmedvlm_utils.data.images import enlarge
 from lightmedvlm_utils.evaluation.bootstrap import bootstrap_weights, records
-
-
-def enlarge(attention: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """A map `(h, w)` brought to `shape` by bilinear interpolation between cell centers."""
-    from scipy.ndimage import zoom
-
-    factors = np.divide(shape, attention.shape)
-    return zoom(np.asarray(attention, float), factors, order=1, mode="nearest", grid_mode=True)
 
 
 def localize(attention: np.ndarray, mask: np.ndarray) -> tuple[bool, float]:
@@ -42,14 +35,13 @@ def localization_table(
     masks: Sequence[dict[str, np.ndarray]],
     patients: Sequence,
     other: Sequence[int],
-    system: str = "sasa",
+    system: str,
 ) -> pd.DataFrame:
     """One row per image, finding shown in it, and system: `pointing_game` and `inside_mass`.
 
     `maps` and `masks` hold one `{label: array}` per image; `other[i]` is the index of another patient's one.
     Systems: `system`, whose maps they are; "shuffled_image", the same label's map of that other image; "center";
-    "uniform", whose
-    two numbers are both the mask's share of the image.
+    "uniform", whose two numbers are both the mask's share of the image.
     """
     blind, rows = center_map(), []
     for index, shown in enumerate(masks):
