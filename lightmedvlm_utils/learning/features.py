@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lightmedvlm_utils.device import Precision
 from lightmedvlm_utils.files import atomic_path
 from lightmedvlm_utils.inference import Reporter
 from lightmedvlm_utils.model.modeling import LightMedVLM
@@ -67,12 +66,12 @@ Store = FeatureStore | ImageStore
 
 
 def encode_studies(
-    model: LightMedVLM, processor: Processor, studies: pd.DataFrame, precision: Precision = "auto", batch_size: int = 64
+    model: LightMedVLM, processor: Processor, studies: pd.DataFrame, batch_size: int = 64
 ) -> FeatureStore:
-    """Run the frozen encoder over every study once.
+    """Run the frozen encoder over every study once, and therefore in full precision.
 
     Raises UserError for a model that takes views side by side: then a study has no one set of tokens.
     """
-    reporter = Reporter(model, processor, precision, batch_size)
+    reporter = Reporter(model, processor, "float32", batch_size)
     views = [[image["path"] for image in images] for images in studies.images]
     return FeatureStore(studies.study_id, torch.cat([tokens.half() for tokens in reporter.encoded(views)]))
