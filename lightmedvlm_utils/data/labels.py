@@ -7,6 +7,7 @@ Irvin et al. 2019 (CheXpert) and Chapman et al. 2001 (NegEx); the phrases and th
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -40,9 +41,8 @@ _VESSELS = r"(?:vascular\w*|vasculature|vessels|vascular markings)"
 RULES: dict[str, Rule] = {
     "Atelectasis": Rule(
         (
-            r"atelecta\w*|\b(?:lobe|lobar|lung)\b.{0,12}\bcollapsed?\b",
-            r"\bcollapse of (?:\w+ ){0,3}(?:lung|lobe|lingula)|\bcollapse of the (?:left|right)\b",
-            r"\bcollapsed (?:\w+ ){0,2}(?:lung|lobe|lingula)",
+            r"\b(?:atelecta\w*|(?:lobe|lobar|lung)\b.{0,12}\bcollapsed?\b|collapse of the (?:left|right)\b|"
+            r"collapse of (?:\w+ ){0,3}(?:lung|lobe|lingula)|collapsed (?:\w+ ){0,2}(?:lung|lobe|lingula))",
         ),
         hints=(r"\bvolume loss\b|\bloss of volume\b",),  # after surgery, for one, it is no atelectasis
     ),
@@ -63,11 +63,10 @@ RULES: dict[str, Rule] = {
     "Consolidation": Rule((r"consolidat\w*",)),
     "Edema": Rule(
         (
-            r"(?<!soft tissue )\bo?edema",
-            r"\b(?:vascular|venous|pulmonary) (?:congesti\w+|engorgement)(?![^.,;]{0,20}\bnormal)|cephalization",
-            rf"\b(?:vascular|vessel) prominence|\bprominen\w+ (?:of )?(?:\w+ ){{0,3}}{_VESSELS}",
-            r"\bindistinct\w* (?:\w+ ){0,2}(?:vascular|vessel)",
-            r"\bheart failure|\bchf\b|\b(?:fluid|volume) overload",
+            r"\b(?:(?<!soft tissue )o?edema|cephalization|heart failure|chf\b|(?:fluid|volume) overload|"
+            r"(?:vascular|venous|pulmonary) (?:congesti\w+|engorgement)(?![^.,;]{0,20}\bnormal)|"
+            r"(?:vascular|vessel) prominence|indistinct\w* (?:\w+ ){0,2}(?:vascular|vessel)|"
+            rf"prominen\w+ (?:of )?(?:\w+ ){{0,3}}{_VESSELS})",
         )
     ),
     "Enlarged Cardiomediastinum": Rule(
@@ -97,7 +96,7 @@ RULES: dict[str, Rule] = {
         ),
     ),
     "Pleural Effusion": Rule(
-        (r"(?<!pericardial )\beffusions?\b|\bpleural fluid|\bhydro(?:pneumo)?thora\w*",),
+        (r"\b(?:(?<!pericardial )effusions?\b|pleural fluid|hydro(?:pneumo)?thora\w*)",),
         hints=(r"\bblunt\w*[^.;]{0,40}(?:costophrenic|sulc|cp angle)|costophrenic[^.;]{0,40}\bblunt\w*",),
         normals=(r"\bcostophrenic[^.;]{0,30}\b(?:sharp|clear)|\bpleural spaces?\b[^.;]{0,20}\b(?:clear|normal)",),
     ),
@@ -107,7 +106,7 @@ RULES: dict[str, Rule] = {
             r"\b(?:thicken\w*|scarring) of the (?:\w+ )?(?:pleura|fissure)|\bapical cap|\bfissur\w* thickening",
         )
     ),
-    "Pneumonia": Rule((r"(?:broncho)?pneumonia\w*|\b(?<!granulomatous )infecti\w*|\bpneumonitis",)),
+    "Pneumonia": Rule((r"pneumonia\w*|\b(?:(?<!granulomatous )infecti\w*|pneumonitis)",)),
     "Pneumothorax": Rule((r"\b(?:hydro)?pneumothora\w*|\bptx\b",)),
     "Support Devices": Rule(
         (
@@ -291,7 +290,7 @@ def label_sentence(sentence: str) -> tuple[tuple[str, float], ...]:
     states: dict[str, float] = {}
     sentence = _NOT_BEFORE.sub("new", _NO_CHANGE.sub("unchanged", sentence))
     for clause in _clauses(sentence):
-        either = [match.span() for match in _EITHER.finditer(clause)]
+        either = [match.span() for match in _EITHER.finditer(clause)] if "or " in clause else []
         for label, rule in _COMPILED.items():
             for state in _clause_states(clause, rule, either, label == "Support Devices"):
                 states[label] = _stronger(states.get(label), state)
@@ -317,9 +316,8 @@ def _clause_states(clause: str, rule: _Compiled, either: list[tuple[int, int]], 
         if _ASKED_BEFORE.search(before, 0, len(before) - len(match[0])):
             continue
         state = _device_state(before, after) if device else assertion(before, after)
-        if state == PRESENT and any(start <= match.start() < end for start, end in either):
-            state = UNCERTAIN
-        states.append(state)
+        offered = bisect_right(either, (match.start(), len(clause)))  # spans that start before the mention
+        states.append(UNCERTAIN if state == PRESENT and offered and match.start() < either[offered - 1][1] else state)
     if hints and (match := hints.search(clause)):
         hinted = assertion(*_around(clause, match))
         return [*states, ABSENT if hinted == ABSENT else UNCERTAIN]
