@@ -110,11 +110,11 @@ RULES: dict[str, Rule] = {
     "Pneumothorax": Rule((r"\b(?:hydro)?pneumothora\w*|\bptx\b",)),
     "Support Devices": Rule(
         (
-            r"\b(?:tubes?|catheters?|picc|pace ?makers?|pacer|pacing|defibrillators?|icds?|aicds?|leads?|etts?|ngt|ogt|"
-            r"drains?|pigtails?|lvads?|iabp|ecmo|cannulas?|coils?|stents?|tracheostomy|hardware|stimulators?|"
-            r"recorder|sternotomy|wires?|clips?|staples?|sutures?|rods?|screws?|ports?|mediport|dobb?hoff|swan-ganz)\b",
+            r"\b(?:tubes?|catheters?|picc|pace ?makers?|pacer|pacing|defibrillators?|icds?|aicds?|leads?(?! to\b)|"
+            r"etts?|ngt?|ogt?|drains?|pigtails?|lvads?|iabp|ecmo|cannulas?|coils?|stents?|tracheostomy|intubated|hardware|"
+            r"stimulators?|recorder|sternotomy|wires?|clips?|staples?|sutures?|rods?|screws?|ports?|mediport|dobb?hoff|swan-ganz)\b",
             r"\b(?:central|venous|arterial|jugular|ij|subclavian|femoral|dialysis|support|monitoring) lines?\b",
-            r"\blines? and tubes|\bport-?a-?cath|\bbio?prosthe|\barthroplast|\bassist device|\bballoon pump",
+            r"\blines? and tubes|\bport-?a-?cath|\bbio?prosthe|\b(?:arthro|annulo)plast|\bassist device|\bballoon pump",
             r"\b(?:mechanical|prosthetic|replacement|artificial) (?:\w+ )?valve|\bvalv\w+ (?:replacement|prosthes)",
             r"\b(?:closure|support|implanted|electronic|stimulator) (?:and monitoring )?devices?|\bprosthes[ie]s",
             r"\b(?:fixation|fusion|metallic|surgical) plates?\b|\b(?:ivc|vena cava\w*) filter|\bgastric band|"
@@ -138,6 +138,8 @@ OTHER_FINDINGS = (
     r"(?:lytic|sclerotic|blastic|expansile|bone|bony|osseous) lesions?",
     r"free (?:\w+ )?air|pneumo(?:peritoneum|mediastinum|pericardium)|(?:subcutaneous|soft tissue) (?:air|gas)",
     r"\w{0,5}adenopathy|(?:hilar|hilum) (?:\w+ )?(?:enlarge|prominen|full)|pericardial effusion|goiter|hematoma",
+    r"scars?\b|prominen\w* (?:of )?(?:\w+ ){0,2}hil(?:ar|um)\b",
+    r"(?:enlarge|dilat|prominen)\w* (?:\w+ ){0,3}pulmonary arter",
     r"foreign bod|pneumatocele|lobectom|pneumonectom|(?:trachea\w*|mediastin\w*) (?:\w+ ){0,2}(?:deviat|shift)",
 )
 
@@ -145,7 +147,8 @@ OTHER_FINDINGS = (
 _NO_LIST = r"(?!.{0,200}(?:\b(?:or|nor)\b|/))"  # after the comma of a list that "no" heads comes an "or"
 _SIZE = r"(?:tiny|small|moderate|large|mild|minimal|trace|stable|unchanged|new|persistent|residual)\b"
 _CLAUSE = re.compile(
-    r"[;:]|\b(?=(?:but|however|although|though|except|apart from|aside from|other than|whereas|while|which|"
+    r"[;:]|(?<! vs)\.\s|"
+    r"\b(?=(?:but|however|although|though|except|apart from|aside from|other than|whereas|while|which|"
     rf"there (?:is|are)|otherwise)\b)|, (?=(?:(?:and )?(?:a |an )?{_SIZE}){_NO_LIST})"
 )
 # After a negation or hedge these open one too; elsewhere they may join what belongs together.
@@ -154,18 +157,22 @@ _STATES = (
 )
 _NEW_STATEMENT = re.compile(
     r",? and (?=the\b[^,;]{0,50}\b(?:is|are|has|have|remains?|appears?|persists?)\b)|, and (?=the\b)|"
-    rf", with (?=(?:a|an|the|{_SIZE}))|"
+    rf",? and (?=an? {_SIZE})|, with (?=(?:an?|the|{_SIZE})\b)|"
     r"(?<!consistent)(?<!compatible)(?<!associated)(?<!keeping)(?<!compared)(?<!correlated) with "
     rf"(?=(?:a |an |the )?(?:(?:left|right|bilateral) )?{_SIZE})|"
     rf", (?=(?:and )?[^,;]{{0,50}}\b{_STATES}in place)\b){_NO_LIST}|"
     rf",? (?=(?:and )?(?:possibl[ey]|probabl[ey]|questionable|suspected)\b){_NO_LIST}"
 )
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9])|(?<=[a-z]\.)(?=[A-Z][a-z])|\n+")
-_NO_CHANGE = re.compile(r"\b(?:no|without|not)(?: \w+){0,2} (?:changed?|difference)\b(?: (?:in|of|from)\b)?")
+_NO_CHANGE = re.compile(
+    r"\b(?:no|without|not)(?: \w+){0,2} (?:(?:changed?|difference)\b(?: (?:in|of|from)\b)?|"
+    r"(?:worsening|progression|improvement) (?:in|of) the\b)"
+)
 # What an earlier study did not show is new; the words deny nothing in this one.
+_SEEN = r"(?:seen|present|identified|visible|visuali[sz]ed|evident|noted)"
 _NOT_BEFORE = re.compile(
-    r"\bnot (?:\w+ )?(?:seen|present|identified|visible|visuali[sz]ed|evident|noted) (?:on|in|at) (?:the |a |an )?"
-    r"(?:\w+ )?(?:prior|previous|earlier|old|last|comparison)\b|\bnot previously (?:seen|present|identified|noted)\b"
+    rf"\bnot (?:\w+ )?{_SEEN} (?:previously|(?:on|in|at) (?:the |a |an )?(?:\w+ )?"
+    rf"(?:prior|previous|earlier|old|last|comparison))\b|\bnot previously {_SEEN}\b"
 )
 # What the film could show, or what to look for, is no statement.
 _ASKED_BEFORE = re.compile(
@@ -179,8 +186,9 @@ _NEGATION_BEFORE = re.compile(
 )
 _NEGATION_AFTER = re.compile(
     r"^[^.,;]{0,40}?\b(?:(?:not|no longer) (?:\w+ )?(?:seen|identified|present|visuali[sz]ed|appreciated|evident|"
-    r"noted|demonstrated|detected|visible|in place)|(?:has|have) (?:now |since )?(?:resolved|cleared)|"
-    r"(?:is|are) (?:now )?(?:absent|unlikely|excluded|resolved)|ruled out)\b"
+    r"noted|demonstrated|detected|visible|in place)|(?:has|have) (?:now |since )?cleared|"
+    r"(?:is|are) (?:now )?(?:absent|unlikely|excluded)|ruled out|(?<!not )(?<!not yet )(?<!ally )(?<!etely )resolved|"
+    r"(?:has|have|is|are) completely resolved)\b"
 )
 # Removal denies the device, not what the film shows after it.
 _REMOVAL_BEFORE = re.compile(r"\b(?:removal of|removed|withdrawal of|discontinu\w+ of|extubat\w+)\b")
@@ -199,11 +207,11 @@ _OPEN_AFTER = re.compile(
 _HEDGE_BEFORE = re.compile(
     r"\b(?:possibl[ey]|possibility|probabl[ey]|question(?:able|ed)?|suspect\w*|suspicio\w+|may|might|could|borderline|"
     r"equivocal|likely|presum\w+|concern\w*|worrisome|versus|vs|suggest\w*|potential\w*|perhaps|consider\w*|"
-    r"differential|rule out|r/o|evaluate for|favou?r\w*)\b"
+    r"differential|rule out|r/o|evaluate for|favou?r\w*|if any)\b"
 )
 _HEDGE_AFTER = re.compile(
     r"^[^.,;]{0,60}?\b(?:(?:may|might|could) (?:also )?be present|(?:is|are) (?:also )?(?:possible|questionable|"
-    r"borderline|favou?red|likely|probable)|suspected|questioned|considered)\b"
+    r"borderline|favou?red|likely|probable)|if (?:any|present)|suspected|questioned|considered)\b"
     r"|^(?:(?! with | represent| reflect| due | from | secondary | related | consistent | compatible | suggest)[^.,;])"
     r"{0,60}?\b(?:versus|vs)\b"
 )
@@ -318,8 +326,8 @@ def _clause_states(clause: str, rule: _Compiled, either: list[tuple[int, int]], 
         state = _device_state(before, after) if device else assertion(before, after)
         offered = bisect_right(either, (match.start(), len(clause)))  # spans that start before the mention
         states.append(UNCERTAIN if state == PRESENT and offered and match.start() < either[offered - 1][1] else state)
-    if hints and (match := hints.search(clause)):
-        hinted = assertion(*_around(clause, match))
+    if hints and (hint := hints.search(clause)):
+        hinted = assertion(*_around(clause, hint))
         return [*states, ABSENT if hinted == ABSENT else UNCERTAIN]
     if normals and normals.search(clause):
         states.append(ABSENT)
