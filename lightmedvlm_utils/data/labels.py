@@ -7,7 +7,7 @@ Irvin et al. 2019 (CheXpert) and Chapman et al. 2001 (NegEx); the phrases and th
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -111,12 +111,14 @@ RULES: dict[str, Rule] = {
     "Support Devices": Rule(
         (
             r"\b(?:tubes?|catheters?|picc|pace ?makers?|pacer|pacing|defibrillators?|icds?|aicds?|leads?(?! to\b)|"
-            r"etts?|ngt?|ogt?|drains?|pigtails?|lvads?|iabp|ecmo|cannulas?|coils?|stents?|tracheostomy|intubated|hardware|"
-            r"stimulators?|recorder|sternotomy|wires?|clips?|staples?|sutures?|rods?|screws?|ports?|mediport|dobb?hoff|swan-ganz)\b",
+            r"etts?|ngt?|ogt?|drains?|pigtails?|lvads?|iabp|ecmo|cannulas?|coils?|stents?|tracheostomy|intubated|"
+            r"hardware|(?:neuro)?stimulators?|generators?|recorder|sternotomy|wires?|clips?|staples?|sutures?|rods?|"
+            r"screws?|ports?|mediport|dobb?hoff|swan-ganz)\b",
             r"\b(?:central|venous|arterial|jugular|ij|subclavian|femoral|dialysis|support|monitoring) lines?\b",
             r"\blines? and tubes|\bport-?a-?cath|\bbio?prosthe|\b(?:arthro|annulo)plast|\bassist device|\bballoon pump",
             r"\b(?:mechanical|prosthetic|replacement|artificial) (?:\w+ )?valve|\bvalv\w+ (?:replacement|prosthes)",
-            r"\b(?:closure|support|implanted|electronic|stimulator) (?:and monitoring )?devices?|\bprosthes[ie]s",
+            r"\b(?:closure|support|implanted|electronic|stimulator) (?:and monitoring )?devices?",
+            r"\bprosthe(?:s[ie]s|tic)\b|\binternal fixation|\btip\b[^.,;]{0,40}\b(?:svc|vena cava|cavo?a?-?atrial|caval|atrium|carina)\b",
             r"\b(?:fixation|fusion|metallic|surgical) plates?\b|\b(?:ivc|vena cava\w*) filter|\bgastric band|"
             r"\b(?:ventricular|\w*peritoneal|vp|tips) shunt|\bshunt (?:tubing|catheter)",
         ),
@@ -153,14 +155,15 @@ _CLAUSE = re.compile(
 )
 # After a negation or hedge these open one too; elsewhere they may join what belongs together.
 _STATES = (
-    r"(?:remains?|persists?|(?:is|are|appears?) (?:again |now )?(?:unchanged|stable|in place|(?:de|in)creased|present)|"
+    r"(?:remains?|persists?|in place|"
+    r"(?:is|are|appears?) (?:again |now )?(?:unchanged|stable|in place|(?:de|in)creased|present))\b"
 )
 _NEW_STATEMENT = re.compile(
     r",? and (?=the\b[^,;]{0,50}\b(?:is|are|has|have|remains?|appears?|persists?)\b)|, and (?=the\b)|"
     rf",? and (?=an? {_SIZE})|, with (?=(?:an?|the|{_SIZE})\b)|"
     r"(?<!consistent)(?<!compatible)(?<!associated)(?<!keeping)(?<!compared)(?<!correlated) with "
     rf"(?=(?:a |an |the )?(?:(?:left|right|bilateral) )?{_SIZE})|"
-    rf", (?=(?:and )?[^,;]{{0,50}}\b{_STATES}in place)\b){_NO_LIST}|"
+    rf", (?=(?:and )?[^,;]{{0,50}}\b{_STATES}){_NO_LIST}|"
     rf",? (?=(?:and )?(?:possibl[ey]|probabl[ey]|questionable|suspected)\b){_NO_LIST}"
 )
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9])|(?<=[a-z]\.)(?=[A-Z][a-z])|\n+")
@@ -191,7 +194,10 @@ _NEGATION_AFTER = re.compile(
     r"(?:has|have|is|are) completely resolved)\b"
 )
 # Removal denies the device, not what the film shows after it.
-_REMOVAL_BEFORE = re.compile(r"\b(?:removal of|removed|withdrawal of|discontinu\w+ of|extubat\w+)\b")
+_REMOVAL_BEFORE = re.compile(
+    r"\b(?:removed (?:the|an?)|(?:removal|withdrawal|discontinu\w+) of)\b"
+    r"(?!.{0,400}\b(?:placement|insertion|exchange|placed|replaced)\b)"
+)
 _REMOVAL_AFTER = re.compile(
     r"^(?:(?!\b(?:remain|in place|unchanged|stable))[^.,;]){0,60}?"
     r"(?<!be )\b(?:removed|taken out|withdrawn|discontinued)\b"
@@ -222,10 +228,12 @@ _KIND = (
 )
 # Words that part what is seen from what it is taken for, or one finding from the next, end such an offer.
 _JOINED = (
-    r"(?!(?:may|might|could|represent|reflect|suggest|with|consistent|compatible|due|from|no|not|and|is|are|there|"
-    r"favor|concern|suspicious))"
+    r"(?!(?:may|might|could|with|due|from|no|not|without|and|is|are|there)\b|"
+    r"represent|reflect|suggest|consistent|compatible|favor|concern|suspicious)[a-z]+"
 )
-_EITHER = re.compile(rf"{_KIND}(?:,? {_JOINED}[a-z]+){{0,4}},? (?:and/)?or (?:{_JOINED}[a-z]+ ){{0,4}}?{_KIND}")
+_EITHER = re.compile(
+    rf"(?!\bopaci\w*,|\bairspace \w+,){_KIND}(?:,? {_JOINED}){{0,4}},? (?:and/)?or (?:{_JOINED} ){{0,4}}?{_KIND}"
+)
 _SCOPE = 400  # letters before a mention that are searched for its negation: time stays in proportion to the text
 
 
@@ -324,8 +332,10 @@ def _clause_states(clause: str, rule: _Compiled, either: list[tuple[int, int]], 
         if _ASKED_BEFORE.search(before, 0, len(before) - len(match[0])):
             continue
         state = _device_state(before, after) if device else assertion(before, after)
-        offered = bisect_right(either, (match.start(), len(clause)))  # spans that start before the mention
-        states.append(UNCERTAIN if state == PRESENT and offered and match.start() < either[offered - 1][1] else state)
+        offered = bisect_left(either, (match.end(),))  # how many spans start before the mention ends
+        if state == PRESENT and offered and match.start() < either[offered - 1][1]:
+            state = UNCERTAIN
+        states.append(state)
     if hints and (hint := hints.search(clause)):
         hinted = assertion(*_around(clause, hint))
         return [*states, ABSENT if hinted == ABSENT else UNCERTAIN]
