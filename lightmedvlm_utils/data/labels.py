@@ -118,7 +118,8 @@ RULES: dict[str, Rule] = {
             r"\blines? and tubes|\bport-?a-?cath|\bbio?prosthe|\b(?:arthro|annulo)plast|\bassist device|\bballoon pump",
             r"\b(?:mechanical|prosthetic|replacement|artificial) (?:\w+ )?valve|\bvalv\w+ (?:replacement|prosthes)",
             r"\b(?:closure|support|implanted|electronic|stimulator) (?:and monitoring )?devices?",
-            r"\bprosthe(?:s[ie]s|tic)\b|\binternal fixation|\btip\b[^.,;]{0,40}\b(?:svc|vena cava|cavo?a?-?atrial|caval|atrium|carina)\b",
+            r"\bprosthe(?:s[ie]s|tic)\b|\binternal fixation",
+            r"\btip\b[^.,;]{0,40}\b(?:svc|vena cava|cavo?a?-?atrial|caval|atrium|carina)\b",
             r"\b(?:fixation|fusion|metallic|surgical) plates?\b|\b(?:ivc|vena cava\w*) filter|\bgastric band|"
             r"\b(?:ventricular|\w*peritoneal|vp|tips) shunt|\bshunt (?:tubing|catheter)",
         ),
