@@ -8,7 +8,7 @@ import joblib
 import numpy as np
 import pytest
 
-from lightmedvlm_utils.data.labels import RULES, label_reports
+from lightmedvlm_utils.data.labels import RULES, label_reports, label_sentence
 from lightmedvlm_utils.data.parallel import map_chunks
 from lightmedvlm_utils.data.reports import clean_report, clean_reports, parse_sections, report_text
 from lightmedvlm_utils.observations import FINDINGS, LABELS
@@ -49,6 +49,74 @@ CASES = [
     ("Biapical pleural thickening.", "Pleural Other", 1),
     ("A 1.2-cm nodule in the right lung. No effusion.", "Lung Lesion", 1),
     ("No mass effect.", "Lung Lesion", np.nan),
+    # where a denial ends
+    ("No pneumothorax, and the moderate right pleural effusion is unchanged.", "Pleural Effusion", 1),
+    ("No pneumothorax, and the moderate right pleural effusion is unchanged.", "Pneumothorax", 0),
+    ("No pneumothorax and the left effusion persists.", "Pleural Effusion", 1),
+    ("No consolidation, with a tiny left apical pneumothorax.", "Pneumothorax", 1),
+    ("No edema with small bilateral effusions.", "Pleural Effusion", 1),
+    ("No pneumothorax, possible small effusion.", "Pleural Effusion", -1),
+    ("No effusion. nodule at the left apex.", "Lung Lesion", 1),
+    ("Atelectasis vs. pneumonia.", "Pneumonia", -1),
+    ("The pneumothorax resolved.", "Pneumothorax", 0),
+    ("The pneumothorax has not resolved.", "Pneumothorax", 1),
+    ("No worsening of the effusion.", "Pleural Effusion", 1),
+    ("Cannot exclude edema, no pneumothorax.", "Pneumothorax", 0),
+    ("No pneumothorax, effusion, or consolidation.", "Consolidation", 0),
+    ("No opacity associated with a small effusion or edema.", "Pleural Effusion", 0),
+    ("Pneumothorax and the effusion are not seen.", "Pneumothorax", 0),
+    ("No pleural fluid and no nodule.", "Lung Lesion", 0),
+    # one organ's size is not its neighbor's
+    ("Heart size is normal mediastinal widening.", "Cardiomegaly", 0),
+    ("Heart size is normal mediastinal widening.", "Enlarged Cardiomediastinum", 1),
+    ("The mediastinum is normal heart is enlarged.", "Enlarged Cardiomediastinum", 0),
+    ("The heart and mediastinum are enlarged.", "Cardiomegaly", 1),
+    # what the film could show, and what an earlier one did not
+    ("Although the sensitivity to detect pneumothorax is diminished on a supine film.", "Pneumothorax", np.nan),
+    ("Please correlate clinically for pneumonia.", "Pneumonia", np.nan),
+    ("Small right pneumothorax not seen on the prior study.", "Pneumothorax", 1),
+    ("Pneumothorax is not seen on this study.", "Pneumothorax", 0),
+    # hedges
+    ("Basal opacity representing atelectasis or pneumonia.", "Atelectasis", -1),
+    ("Basal opacity representing atelectasis or pneumonia.", "Pneumonia", -1),
+    ("Basal opacity representing atelectasis or pneumonia.", "Lung Opacity", 1),
+    ("This could be edema.", "Edema", -1),
+    ("Right or left lower lobe atelectasis.", "Atelectasis", 1),
+    ("One or two nodules.", "Lung Lesion", 1),
+    ("Basal opacities, atelectasis and/or consolidation.", "Lung Opacity", 1),
+    ("Pleural thickening or effusion.", "Pleural Other", -1),
+    ("No atelectasis or pneumonia.", "Pneumonia", 0),
+    ("A small effusion is difficult to exclude.", "Pleural Effusion", -1),
+    ("Early infection is not excluded.", "Pneumonia", -1),
+    ("Pneumonia is favored.", "Pneumonia", -1),
+    ("Streaky opacity favoring atelectasis.", "Atelectasis", -1),
+    ("Streaky opacity favoring atelectasis.", "Lung Opacity", 1),
+    ("Question of a nodule at the apex.", "Lung Lesion", -1),
+    ("Findings concerning for edema.", "Edema", -1),
+    ("Appearance compatible with edema.", "Edema", 1),
+    ("Cardiomegaly with infiltrate versus atelectasis.", "Cardiomegaly", 1),
+    # removal denies the device alone
+    ("Interval removal of the right chest tube.", "Support Devices", 0),
+    ("The patient was extubated.", "Support Devices", 0),
+    ("The drain was removed. A PICC remains.", "Support Devices", 1),
+    ("Right drain removed, left pigtail remains in place.", "Support Devices", 1),
+    ("Removal of the ETT and placement of a tracheostomy.", "Support Devices", 1),
+    ("Chest tube removed with residual pneumothorax.", "Pneumothorax", 1),
+    ("The tube should be removed.", "Support Devices", 1),
+    # vocabulary
+    ("ETT ends above the carina.", "Support Devices", 1),
+    ("An AICD projects over the left chest.", "Support Devices", 1),
+    ("LVAD in place.", "Support Devices", 1),
+    ("Tip projects over the SVC.", "Support Devices", 1),
+    ("Right shoulder arthroplasty.", "Support Devices", 1),
+    ("Spinal rods and screws.", "Support Devices", 1),
+    ("Aortic valve prosthesis.", "Support Devices", 1),
+    ("Collapse of left lower lobe.", "Atelectasis", 1),
+    ("The collapsed lung has not expanded.", "Atelectasis", 1),
+    ("Collapse of the T8 vertebral body.", "Atelectasis", np.nan),
+    ("Left upper lobe volume loss.", "Atelectasis", -1),
+    ("Pulmonary vascular engorgement is within normal limits.", "Edema", np.nan),
+    ("Sequela of granulomatous infection.", "Pneumonia", np.nan),
 ]
 
 
@@ -80,6 +148,39 @@ def test_hierarchy_of_lung_opacity():
 def test_no_finding_ignores_devices_and_needs_text():
     texts = ["Pacemaker in place. No effusion.", "Possible effusion.", "Normal chest.", "1. ."]
     assert label_reports(texts)["No Finding"].fillna(9).tolist() == [1, 9, 1, 9]
+
+
+@pytest.mark.parametrize(
+    ("text", "state"),
+    [
+        ("Severe emphysema, scoliosis and a large hiatal hernia.", np.nan),
+        ("Possible free air under the diaphragm.", np.nan),
+        ("Lungs clear. Hyperinflation is suggestive of COPD.", np.nan),
+        ("Clear lungs. Tortuous aorta.", np.nan),
+        ("Degenerative changes of the spine.", np.nan),
+        ("The left hemidiaphragm is elevated.", np.nan),
+        ("Old granulomas and calcified hilar nodes.", np.nan),
+        ("No emphysema, hernia, or aneurysm. No free air.", 1),
+        ("Clear lungs without bronchiectasis. The aorta is not tortuous.", 1),
+        ("Low lung volumes. Mastectomy clips.", 1),
+    ],
+)
+def test_no_finding_is_vetoed_by_what_no_label_covers(text, state):
+    assert label_reports([text])["No Finding"].fillna(9).iloc[0] == (9 if np.isnan(state) else state)
+
+
+@pytest.mark.parametrize(
+    "unit", ["no ", "the ", "or ", ", ", ", small ", "effusion ", "opacity or ", "heart ", "with a "]
+)
+def test_time_stays_in_proportion_to_the_text(unit):
+    def seconds(n: int) -> float:
+        label_sentence.cache_clear()
+        start = time.process_time()
+        label_reports(["no " + unit * n])
+        return time.process_time() - start
+
+    short, long = (min(seconds(n) for _ in range(3)) for n in (1_000, 2_000))
+    assert long < 3 * short + 0.02
 
 
 def test_rules_recover_the_phantom_truth():
