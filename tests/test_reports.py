@@ -171,7 +171,8 @@ def test_a_removed_token_leaves_a_sentence_and_every_number(text, left):
 
 PIECES = (
     "\n", " \n", " ", "CHEST ", "CHEST, ", "A", ". ", "1. ", "\n1", "of the ", "compared to ", "___ ", "_", "x-", "X",
-    "XXXX-", "of XXXX", "XXXX,", "the prior ", "compared to the prior ", "prior from ", ", is unchanged", ", ", "no new ", "* ",
+    "XXXX-", "of XXXX", "XXXX,", "the prior ", "compared to the prior ", "prior from ", ", is unchanged",
+    ", ", "no new ", "* ",
 )  # fmt: skip
 
 
