@@ -84,6 +84,17 @@ def test_truth_is_apart_and_complete(root):
             assert label in FINDINGS and mask.shape == (64, 64) and mask.dtype == bool and mask.any()
 
 
+def test_refiled_reports_are_told_by_date_and_the_truth_lists_them(tmp_path):
+    write_phantom(tmp_path / "p", 120, 32, seed=0, workers=1, progress=False)
+    truth = pd.read_csv(tmp_path / "p" / "truth" / "refiled.csv")
+    raw = read_studies("phantom", tmp_path / "p")[0].set_index("study_id")
+    read = truth[truth["study_id"].isin(raw.index)]
+    assert len(read) and raw["refiled"].sum() == raw.loc[read["study_id"], "refiled"].sum() == len(read)
+    pair = read[read["written_for"].isin(raw.index)].iloc[0]
+    assert raw["date"][pair["study_id"]] > raw["date"][pair["written_for"]]
+    assert raw["text"][pair["study_id"]] == raw["text"][pair["written_for"]]
+
+
 def test_frontal_masks_belong_to_true_findings(root):
     metadata = table(root, "metadata")
     present = pd.read_parquet(root / "truth" / "states.parquet").query("state != 0")

@@ -73,6 +73,31 @@ def test_mimic_layout(mimic):
     assert dict(zip(raw["study_id"], raw["split"], strict=True))[51234567] == "validate"
 
 
+def dated(root: Path, dates: dict[int, tuple]) -> None:
+    """Give the metadata StudyDate and StudyTime by study."""
+    edit(
+        root / METADATA,
+        lambda frame: frame.assign(
+            StudyDate=frame["study_id"].map(lambda study: dates.get(study, (None, None))[0]),
+            StudyTime=frame["study_id"].map(lambda study: dates.get(study, (None, None))[1]),
+        ),
+    )
+
+
+def test_of_two_studies_with_one_report_the_later_is_refiled(mimic):
+    report(mimic, 1).write_text(f" {report(mimic, 0).read_text()}\n")
+    raw, _ = read_studies("mimic", mimic)
+    assert raw["date"].isna().all()
+    assert raw.loc[raw["refiled"], "study_id"].tolist() == [53189527]  # without dates, by number
+    dated(mimic, {50414267: (21130102, 93015.75), 53189527: (21130102, 5959.0), 58765432: (21139999, None)})
+    raw, _ = read_studies("mimic", mimic)
+    assert raw.loc[raw["refiled"], "study_id"].tolist() == [50414267]
+    assert raw["date"][0] == pd.Timestamp("2113-01-02 09:30:15.75") and raw["date"][[1, 3]].isna().all()
+    (report(mimic, 1).with_suffix("") / "53189527-0.jpg").unlink()  # the copied report is left without an image
+    raw, _ = read_studies("mimic", mimic)
+    assert raw.loc[raw["refiled"], "study_id"].tolist() == [50414267] and 53189527 not in set(raw["study_id"])
+
+
 def test_reports_from_zip_equal_reports_from_folder(mimic):
     expected, _ = read_studies("phantom", mimic)
     with zipfile.ZipFile(mimic / "mimic-cxr-reports.zip", "w") as archive:

@@ -1,6 +1,7 @@
 """Sections and cleaning of report text: what radiologists wrote must come out as they meant it."""
 
 import re
+import time
 
 import numpy as np
 import pytest
@@ -41,6 +42,36 @@ def test_mimic_sections():
 def test_inline_title_case_and_windows_line_ends():
     assert parse_sections("Findings: Clear. Impression: Normal.")["impression"] == "Normal."
     assert parse_sections(MIMIC.replace("\n", "\r\n")) == parse_sections(MIMIC)
+
+
+@pytest.mark.parametrize("heading", ["RECOMMENDATION", "RECOMMENDATION(S)", "NOTIFICATION", "NOTIFICATION(S)"])
+def test_what_follows_the_impression_is_none(heading):
+    for between in ("\n\n ", " "):
+        text = f"FINDINGS: Small nodule.\n\nIMPRESSION: Nodule.{between}{heading}:  CT in three months."
+        sections = parse_sections(text)
+        assert (sections["findings"], sections["impression"]) == ("Small nodule.", "Nodule.")
+        assert "CT in three months." in (sections["recommendation"], sections["notification"])
+
+
+@pytest.mark.parametrize("heading", ["PATIENT HISTORY", "CLINICAL HISTORY", "CLINICAL HISTORY/INDICATION"])
+def test_a_history_without_findings_is_no_findings(heading):
+    sections = parse_sections(f"{heading}:\n\n Cough for two weeks.\n\nIMPRESSION: Normal.")
+    assert (sections["indication"], sections["findings"]) == ("Cough for two weeks.", "")
+    assert parse_sections(f"{heading}: Cough.\n\nThe lungs are clear.")["findings"] == "The lungs are clear."
+
+
+@pytest.mark.parametrize(
+    ("findings", "impression"),
+    [("FIDINGS", "IMPRESION"), ("FINDNGS", "IMPRSSION"), ("Findigns", "Imperssion"), ("FINDINSG", "MPRESSION")],
+)
+def test_misspelt_headings(findings, impression):
+    sections = parse_sections(f" {findings}: Clear lungs.\n {impression} : Normal.\n")
+    assert (sections["findings"], sections["impression"]) == ("Clear lungs.", "Normal.")
+
+
+def test_words_that_only_resemble_a_heading_stay_in_the_text():
+    text = "Two fractures.\nCompression: T11.\nDepression: none. Fidings: two."
+    assert parse_sections(f"FINDINGS: {text}")["findings"] == text
 
 
 def test_last_section_with_text_wins():
@@ -119,6 +150,45 @@ def test_deidentification_policy():
     assert clean_report("Broken 3rd-5XXXX ribs. Clips and XXXX XXXX.") == "Broken ribs. Clips."
     with pytest.raises(ValueError, match="deid"):
         clean_report(text, deid="drop")
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("The effusion is unchanged compared to ___.", "The effusion is unchanged."),
+        ("In comparison with ___, there is edema.", "There is edema."),
+        ("Compared\nto ___ the lungs are clear.", "The lungs are clear."),
+        ("Unchanged as of ___. Results given per Dr. ___ at 9:40 a.m.", "Unchanged. Results given at 9:40 a.m."),
+        ("Compared with the ___ chest radiograph, no change.", "Compared with the chest radiograph, no change."),
+        ("Discussed between Dr. ___ and Dr. ___. Stable relative to ___.", "Discussed. Stable."),
+        ("The tip is ___-20 mm lower.", "The tip is 20 mm lower."),
+        ("Seen on ___ 3.5 cm below, XXXX-7 mm.", "Seen 3.5 cm below, 7 mm."),
+    ],
+)
+def test_a_removed_token_leaves_a_sentence_and_every_number(text, left):
+    assert clean_report(text) == left
+
+
+PIECES = (
+    "\n", " \n", " ", "CHEST ", "CHEST, ", "A", ". ", "1. ", "\n1", "of the ", "compared to ", "___ ", "_", "x-", "X",
+    "XXXX-", "of XXXX", "XXXX,", "the prior ", "compared to the prior ", "prior from ", ", is unchanged",
+    ", ", "no new ", "* ",
+)  # fmt: skip
+
+
+def seconds(piece: str, length: int) -> float:
+    text = f"IMPRESSION: a {piece * (length // len(piece))}b"
+    start = time.process_time()
+    parse_sections(text)
+    clean_report(text, priors="remove")
+    return time.process_time() - start
+
+
+def test_time_grows_with_the_text_and_not_faster():
+    for piece in PIECES:
+        # Twice the text takes twice the time, four times where the growth is quadratic; the shorter of two tries each.
+        once, twice = (min(seconds(piece, length) for _ in range(2)) for length in (20_000, 40_000))
+        assert twice < 3.2 * once + 0.05, piece
 
 
 @pytest.mark.parametrize(

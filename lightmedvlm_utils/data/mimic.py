@@ -16,6 +16,7 @@ from lightmedvlm_utils.data.sources import (
     decode_report,
     file_bytes,
     read_csv,
+    refiled_reports,
     refuse_duplicates,
     refuse_two,
     skipped_table,
@@ -47,6 +48,9 @@ def read_mimic(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         if row is not None:
             rows.append(row)
     raw = pd.DataFrame(rows, columns=["subject_id", "study_id", "split", "images", "text"])
+    raw["date"] = raw["study_id"].map(_study_dates(images))
+    raw["refiled"] = refiled_reports(raw)  # before studies without images go: the copied report may be theirs
+    raw = raw[raw["images"].str.len() > 0].reset_index(drop=True)
     published = read_label_tables(root)
     if "chexpert" in published:
         raw = raw.join(published["chexpert"], on="study_id")
@@ -103,6 +107,20 @@ def _images_with_split(root: Path) -> pd.DataFrame:
     return images
 
 
+def _study_dates(images: pd.DataFrame) -> pd.Series:
+    """When each study began, by study_id: the first StudyDate and StudyTime (20801130, 93015.75) of its images.
+
+    NaT where the table has no date that is one; a study without a time counts from midnight.
+    """
+    unknown = pd.Series(float("nan"), index=images.index)
+    days, times = (pd.to_numeric(images.get(column, unknown), errors="coerce") for column in ("StudyDate", "StudyTime"))
+    times = times.where(times.between(0, 235_959.999_999)).fillna(0)
+    seconds = times // 10_000 * 3600 + times // 100 % 100 * 60 + times % 100
+    text = days.map("{:.0f}".format)  # "nan" is no date
+    dates = pd.to_datetime(text, format="%Y%m%d", errors="coerce") + pd.to_timedelta(seconds, unit="s")
+    return dates.groupby(images["study_id"]).min()
+
+
 def _report_source(root: Path) -> Callable[[str], bytes]:
     """A function: report path (`files/p10/p10000032/s50414267.txt`) -> its bytes, KeyError if absent."""
     path = root / "mimic-cxr-reports.zip"
@@ -130,7 +148,7 @@ def _report_source(root: Path) -> Callable[[str], bytes]:
 
 
 def _read_study(root: Path, study_id: int, views: pd.DataFrame, read_report: Callable, skipped: list):
-    """The raw row of one study, or None after its reason went into `skipped`."""
+    """The raw row of one study, or None where its report cannot be read; what cannot be used went into `skipped`."""
     subject = int(views["subject_id"].iloc[0])
     patient = f"files/p{str(subject)[:2]}/p{subject}"
     report = f"{patient}/s{study_id}.txt"
@@ -148,5 +166,4 @@ def _read_study(root: Path, study_id: int, views: pd.DataFrame, read_report: Cal
     images = usable_images(candidates, study_id, skipped)
     if not images:
         skipped.append((study_id, f"{patient}/s{study_id}", "no image of the study is left"))
-        return None
     return subject, study_id, views["split"].iloc[0], images, text

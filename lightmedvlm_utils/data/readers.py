@@ -16,6 +16,7 @@ from lightmedvlm_utils.config import check_dataset
 from lightmedvlm_utils.data.annotations import read_r2gen, read_rexrank
 from lightmedvlm_utils.data.mimic import read_mimic
 from lightmedvlm_utils.data.openi import read_kaggle, read_openi
+from lightmedvlm_utils.data.sources import refiled_reports
 from lightmedvlm_utils.errors import UserError
 
 
@@ -51,9 +52,11 @@ def read_studies(dataset: str, data_root: str | Path = "") -> tuple[pd.DataFrame
     Open-i's 3,955 reports also come inside torchxrayvision: an empty `data_root` reads those, without images.
 
     Returns (raw, skipped). raw, one row a study: subject_id, study_id, split, images (list of {"path",
-    "view"}, frontal first), text (the report as written); then the 14 published labels where MIMIC's label
-    table is there, or Open-i's sections and MeSH annotations; the form in `raw.attrs["layout"]`. skipped: study_id,
-    file, reason. Raises UserError where the data set is missing, damaged or contradicts itself.
+    "view"}, frontal first), text (the report as written), date (Timestamp of the study; NaT where it is unknown: of
+    the forms only MIMIC-CXR-JPG has dates, shifted as published), refiled (whether it holds the text of an earlier
+    study of the patient, see `sources.refiled_reports`); the 14 published labels where MIMIC's label table is there, or
+    Open-i's sections and MeSH annotations; the form in `raw.attrs["layout"]`. skipped: study_id, file, reason. Raises
+    UserError where the data set is missing, damaged or contradicts itself.
     """
     form, root = _form(dataset, data_root)
     raw, skipped = form.read(root)
@@ -61,6 +64,9 @@ def read_studies(dataset: str, data_root: str | Path = "") -> tuple[pd.DataFrame
         counts = skipped["reason"].value_counts().head(3)
         reasons = "; ".join(f"{reason}: {count}" for reason, count in counts.items()) or "it is empty"
         raise UserError(f"No usable study in {data_root or 'the package'}, read as {form.title} ({reasons}).")
+    if "date" not in raw:
+        raw["date"] = pd.Series(pd.NaT, index=raw.index, dtype="datetime64[ns]")
+        raw["refiled"] = refiled_reports(raw)
     raw.attrs["layout"] = form.title
     return raw, skipped
 

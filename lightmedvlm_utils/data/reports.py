@@ -14,15 +14,20 @@ TARGETS = ("findings", "impression")  # what the model learns to write
 # Canonical section -> headings seen in MIMIC-CXR and Open-i. Add a heading here and nowhere else.
 HEADINGS = {
     "examination": ("EXAMINATION", "EXAM", "TYPE OF EXAMINATION", "STUDY"),
-    "indication": ("INDICATION", "INDICATIONS", "REASON FOR EXAM", "REASON FOR EXAMINATION", "REASON FOR STUDY"),
-    "history": ("HISTORY", "CLINICAL HISTORY", "CLINICAL INFORMATION", "CLINICAL INDICATION"),
+    "indication": ("INDICATION", "INDICATIONS", "REASON FOR EXAM", "REASON FOR EXAMINATION", "REASON FOR STUDY",
+                   "REASON FOR THIS EXAM", "REASON FOR THIS EXAMINATION"),
+    "history": ("HISTORY", "CLINICAL HISTORY", "PATIENT HISTORY", "MEDICAL HISTORY", "PERTINENT HISTORY",
+                "BRIEF HISTORY", "RELEVANT HISTORY", "HISTORY OF PRESENT ILLNESS", "CLINICAL INFORMATION",
+                "CLINICAL INDICATION", "CLINICAL INDICATIONS", "CLINICAL DATA", "CLINICAL HISTORY/INDICATION",
+                "CLINICAL HISTORY AND INDICATION", "HISTORY/INDICATION", "INDICATION/HISTORY"),
     "technique": ("TECHNIQUE", "PROCEDURE", "VIEWS"),
     "comparison": ("COMPARISON", "COMPARISONS", "COMPARISON STUDY"),
     "findings": ("FINDINGS", "FINDING", "FINDINGS AND IMPRESSION", "FINDINGS/IMPRESSION"),
     "impression": ("IMPRESSION", "IMPRESSIONS", "CONCLUSION", "CONCLUSIONS", "SUMMARY", "OPINION",
-                   "IMPRESSION AND RECOMMENDATION", "IMPRESSION AND RECOMMENDATIONS"),
-    "recommendation": ("RECOMMENDATION", "RECOMMENDATIONS"),
-    "notification": ("NOTIFICATION", "NOTIFICATIONS", "COMMUNICATION"),
+                   "IMPRESSION(S)", "IMPRESSION AND RECOMMENDATION", "IMPRESSION AND RECOMMENDATIONS",
+                   "IMPRESSION AND RECOMMENDATION(S)"),
+    "recommendation": ("RECOMMENDATION", "RECOMMENDATIONS", "RECOMMENDATION(S)"),
+    "notification": ("NOTIFICATION", "NOTIFICATIONS", "NOTIFICATION(S)", "COMMUNICATION", "COMMUNICATIONS"),
     "addendum": ("ADDENDUM",),
     "wet_read": ("WET READ",),
     "unlabelled": ("REPORT", "CHEST"),
@@ -36,10 +41,12 @@ _NAMES = "|".join(re.escape(name) for name in sorted(_CANONICAL, key=len, revers
 # A heading opens a line or follows the end of a sentence and starts with a capital: "chest:" in prose is none. It ends
 # in a colon, or stands in capitals alone on its line. "WET READ" is followed by a name and a time before its colon,
 # "ADDENDUM" often by no colon at all. A line in capitals that names the film ("CHEST, TWO VIEWS:") heads the report.
+# Any other word with a colon at a line's start may be a misspelt heading (see `_misspelt`).
 _HEADING = re.compile(
     rf"(?:^[ \t]*|(?<=[.\n:])[ \t]+)(?=[A-Z])(?:(?P<name>(?i:{_NAMES}))[ \t]*:|(?P<bare>WET READ|ADDENDUM)\b:?)"
     rf"|^[ \t]*(?P<alone>{_NAMES})[ \t]*(?:-(?=[ \t])|$)"
-    r"|^[ \t]*(?P<film>[A-Z][A-Z ,()/&-]*\b(?:CHEST|VIEWS?|RADIOGRAPHS?|FILMS?|PORTABLE)\b[A-Z ,()/&-]*):",
+    r"|^[ \t]*(?P<film>(?=[A-Z])(?=[^\n:]*\b(?:CHEST|VIEWS?|RADIOGRAPHS?|FILMS?|PORTABLE)\b)[A-Z ,()/&-]+):"
+    r"|^[ \t]*(?P<word>[A-Z][A-Za-z]{5,12})[ \t]*:",
     re.MULTILINE,
 )
 # Where one document of the file ends and the next begins.
@@ -48,16 +55,28 @@ _DIVIDER = re.compile(
 )
 
 _BLANK_LINE = re.compile(r"\n[ \t]*\n")
+_MANY_BLANK_LINES = re.compile(r"\n[ \t]*\n(?:[ \t]*\n)+")
 # What was removed for privacy: MIMIC-CXR writes ___ for names and dates, Open-i XXXX for any word. The token goes
-# together with its compound ("___-year-old", "x-XXXX", "5XXXX": half a word says nothing or something else) and with
-# the words that only introduced it ("dated ___", "by Dr. ___ on ___"); XXXX may stand inside a sentence ("the XXXX are
-# clear"), so its introduction goes only where nothing follows ("degeneration of the XXXX.").
-_LEAD_IN = r"\b(?:(?:dated|from|on|of|by|with|to|at|in|the|an?|since|and|or)\s+)"
-_BLANKED = r"(?:\w+-)*\w*X{4,}\w*(?:-\w+)*(?:'s)?"
-_BLANKED = rf"{_BLANKED}(?:\s*,?\s*{_BLANKED})*"
+# together with its compound ("___-year-old", "x-XXXX", "5XXXX": half a word says nothing or something else), but never
+# with the number behind it ("___-20 mm"), and with the words that only introduced it ("compared to ___", "by Dr. ___ on
+# ___"); XXXX may stand inside a sentence ("the XXXX are clear"), so its introduction goes only where nothing follows
+# ("degeneration of the XXXX."). Repeats are bounded or atomic, so that the time grows with the text and not faster.
+_INTRODUCTION = (
+    r"(?:(?:as |when |in )?compar(?:ed|ison)(?: (?:is|was) made)? (?:to|with)|relative to|prior to|as of|(?:as )?per|"
+    r"dated|from|on|of|by|with|to|at|in|the|an?|since|and|or|than|versus|vs\.?|between|via|until|before|after) "
+).replace(" ", r"\s+")
+_BLANKED = r"(?>(?:\w{1,30}-){0,3}\w*?X{4,}\w*(?:-(?!\d)\w{1,30}){0,3}(?:'s|-(?=\d))?)"
+_BLANKED = rf"{_BLANKED}(?:(?:\s*,\s*|\s+){_BLANKED})*"
 _DEID = re.compile(
-    rf"(?:{_LEAD_IN}*)?(?:\bDr\.?\s+)?_{{3,}}(?:\s*,?\s*_{{3,}})*(?:[- ]years?[- ]old\b|\w+)?(?:-\w+)*(?:'s)?"
-    rf"|{_LEAD_IN}+{_BLANKED}(?=\s*(?:[.,;:]|$))|\b{_BLANKED}",
+    rf"(?P<introduction>\b(?:{_INTRODUCTION}){{1,6}})?(?P<title>\bDrs?\.?\s+)?(?>_{{3,}}(?:\s*(?:,\s*)?_{{3,}})*)"
+    r"(?:[-\s]years?[-\s]old\b|(?!\d)\w+)?(?:-(?!\d)\w+)*(?:'s|-(?=\d))?"
+    rf"|(?P<before_end>\b(?:{_INTRODUCTION}){{1,6}}){_BLANKED}(?=\s*(?:[.,;:]|$))|\b{_BLANKED}",
+    re.IGNORECASE,
+)
+# Behind a token that was only a date ("compared with the ___ study") the sentence goes on: its introduction stays.
+_DATED_STUDY = re.compile(
+    r"\s+(?:(?:chest|portable|frontal|(?:pa|ap)(?:\s+and)?|lateral|prior|previous|comparison)\s+){0,4}"
+    r"(?:stud(?:y|ies)|exam(?:ination)?s?|radiographs?|x-?rays?|films?|images?|cts?|mris?|scans?|reports?)\b",
     re.IGNORECASE,
 )
 # An item number stands where a sentence can start, or on a new line once a list is open. "1.Edema" needs no blank.
@@ -110,7 +129,7 @@ def parse_sections(text: str) -> dict[str, str]:
     """
     sections = dict.fromkeys(SECTIONS, "")
     loose: list[str] = []
-    for document in _DIVIDER.split(text.replace("\r\n", "\n")):
+    for document in _DIVIDER.split(_MANY_BLANK_LINES.sub("\n\n", text.replace("\r\n", "\n"))):
         for name, body in _split_document(document):
             if name in _ONE_PARAGRAPH:
                 body, rest = _first_paragraph(body)
@@ -133,13 +152,35 @@ def _is_title(paragraph: str) -> bool:
 
 def _split_document(document: str) -> list[tuple[str, str]]:
     """Return (section, text) pairs in order; text before the first heading comes as "unlabelled"."""
-    matches = list(_HEADING.finditer(document))
+    matches = [found for found in _HEADING.finditer(document) if not found["word"] or _misspelt(found["word"].upper())]
     starts = [match.start() for match in matches] + [len(document)]
     pairs = [("unlabelled", document[: starts[0]])]
     for match, end in zip(matches, starts[1:], strict=True):
-        heading = (match["name"] or match["bare"] or match["alone"] or "REPORT").upper()  # the film's name: no section
+        heading = (match["name"] or match["bare"] or match["alone"] or match["word"] or "REPORT").upper()
+        heading = _misspelt(heading) if match["word"] else heading  # the film's name, here "REPORT", is no section
         pairs.append((_CANONICAL[heading], document[match.end() : end]))
     return pairs
+
+
+def _misspelt(word: str) -> str:
+    """The target heading that `word` was meant to be, "" if none: one edit away, or two with the first letter right.
+
+    Two edits make a DEPRESSION or a COMPRESSION an IMPRESSION, but not behind a right first letter.
+    """
+    for heading in ("FINDINGS", "IMPRESSION"):
+        if _edits(word, heading) <= 1 + (word[0] == heading[0]):
+            return heading
+    return ""
+
+
+def _edits(a: str, b: str) -> int:
+    """Levenshtein distance: letters to insert, delete or replace."""
+    row = list(range(len(b) + 1))
+    for i, letter in enumerate(a, start=1):
+        above, row = row, [i]
+        for j, other in enumerate(b, start=1):
+            row.append(min(above[j] + 1, row[-1] + 1, above[j - 1] + (letter != other)))
+    return row[-1]
 
 
 def _first_paragraph(body: str) -> tuple[str, str]:
@@ -161,13 +202,29 @@ def clean_report(text: str, deid: str = "remove", priors: str = "keep") -> str:
     for name, value, known in (("deid", deid, ("remove", "keep")), ("priors", priors, ("keep", "remove"))):
         if value not in known:
             raise ValueError(f"{name}={value!r}: choose {known[0]!r} or {known[1]!r}")
-    text = re.sub(r"_{10,}", " ", text.replace("\r\n", "\n"))
+    text = re.sub(r"\s+", _shortest_break, re.sub(r"_{10,}", " ", text))
     text = re.sub(r"(?m)^[ \t]*[*\u2022][ \t]+", ". ", text)
     text = _drop_numbering(text)
     if deid == "remove":
-        text = _DEID.sub(" ", text)
+        text = _DEID.sub(_drop_token, text)
+        text = re.sub(r"\0[\s,;:]*(\w?)", lambda opening: f" {opening[1].upper()}", text)
     text = _tidy(text)
     return remove_priors(text) if priors == "remove" else text
+
+
+def _shortest_break(blanks: re.Match) -> str:
+    """Blanks, a line break or a blank line, as short as each can be: later rules see no long runs."""
+    breaks = blanks[0].count("\n")
+    return " " if not breaks else "\n" if breaks == 1 else "\n\n"
+
+
+def _drop_token(match: re.Match) -> str:
+    """What stays in place of a token: a zero byte before the word that opens the sentence where the token did."""
+    introduction = match["introduction"] or match["before_end"] or match["title"] or ""
+    if match["introduction"] and not match["title"] and _DATED_STUDY.match(match.string, match.end()):
+        return introduction
+    before = match.string[max(0, match.start() - 4) : match.start()].rstrip()
+    return "\0" if introduction[:1].isupper() and before[-1:] in ("", ".", "!", "?") else " "
 
 
 def _tidy(text: str) -> str:
@@ -194,7 +251,7 @@ def remove_priors(text: str) -> str:
     for sentence in re.split(r"(?<=[.!?]) +(?=[A-Z])", text):
         kept = sentence
         for pattern in _COMPARISONS:
-            kept = pattern.sub(" " if pattern.pattern[0] != "," else "", kept)
+            kept = re.sub(" +", " ", pattern.sub(" " if pattern.pattern[0] != "," else "", kept))
         kept = _tidy(kept)
         if kept.strip(".") and not _ONLY_CHANGE.fullmatch(kept.strip(".")):
             sentences.append(kept[0].upper() + kept[1:] if sentence[0].isupper() else kept)

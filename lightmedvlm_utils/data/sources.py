@@ -55,6 +55,18 @@ def refuse_two(frame: pd.DataFrame, key: str, value: str, what: str, problem: st
         raise UserError(f"{what} {counts.index[counts > 1][0]} {problem} ({several} such); use one release unchanged.")
 
 
+def refiled_reports(raw: pd.DataFrame) -> pd.Series:
+    """Which studies hold the text of an earlier study of the same patient: bool, indexed as `raw`.
+
+    Needs subject_id, study_id, text and date. Two studies with one text: it was written for the first, so the images of
+    the later one have a wrong report. Later is by `date`; studies without a date follow in the order of study_id, which
+    says nothing about time where ids were drawn at random. Empty reports are no copies.
+    """
+    in_time = raw.assign(text=raw["text"].fillna("").str.strip()).sort_values(["date", "study_id"])
+    copies = in_time.duplicated(["subject_id", "text"]) & (in_time["text"] != "")
+    return copies.reindex(raw.index)
+
+
 def file_bytes(path: Path) -> bytes:
     """Content of a report file; KeyError if it is missing (as from an archive), SkipFile if unreadable."""
     try:

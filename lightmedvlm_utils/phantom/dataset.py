@@ -1,7 +1,7 @@
 """Write the phantom data set to disk in the layout of MIMIC-CXR-JPG 2.1.0 with its reports beside it.
 
-The ground truth (true states, finding masks, which images are broken on purpose) lies apart, in `truth/`: no
-reader of the data set looks there.
+The ground truth (true states, finding masks, which images are broken and which reports misfiled on purpose) lies
+apart, in `truth/`: no reader of the data set looks there.
 """
 
 from __future__ import annotations
@@ -110,17 +110,21 @@ def _write(
     jobs = (joblib.delayed(_write_patient)(folder, patient, size, seed, broken) for patient in patients)
     pool = joblib.Parallel(n_jobs=workers or joblib.cpu_count(), return_as="generator")
     texts: dict[int, str] = {}
+    written_for: dict[int, int] = {}
     bar = tqdm(pool(jobs), total=len(patients), desc="phantom patients", disable=not progress, mininterval=2)
-    for written in bar:
-        texts.update(written)
+    for of_patient in bar:
+        texts.update(of_patient[0])
+        written_for.update(of_patient[1])
     _write_tables(folder, patients, size, texts)
-    _write_truth(folder, patients, broken)
+    _write_truth(folder, patients, broken, written_for)
 
 
-def _write_patient(folder: Path, patient: Patient, size: int, seed: int, broken: dict[str, str]) -> dict[int, str]:
-    """Write one patient's images, masks and reports; return the report texts by study id."""
+def _write_patient(
+    folder: Path, patient: Patient, size: int, seed: int, broken: dict[str, str]
+) -> tuple[dict[int, str], dict[int, int]]:
+    """Write one patient's images, masks and reports; return what `_patient_reports` does."""
     home = folder / "files" / f"p{str(patient.subject_id)[:2]}" / f"p{patient.subject_id}"
-    texts = _patient_reports(patient, seed)
+    texts, written_for = _patient_reports(patient, seed)
     for study in patient.studies:
         study_folder = home / f"s{study.study_id}"
         study_folder.mkdir(parents=True)
@@ -130,20 +134,26 @@ def _write_patient(folder: Path, patient: Patient, size: int, seed: int, broken:
             data = _damage(_jpeg(image), broken.get(view.dicom_id, ""))
             (study_folder / f"{view.dicom_id}.jpg").write_bytes(data)
             _write_masks(folder / "truth" / "masks" / f"{view.dicom_id}.npz", masks)
-    return texts
+    return texts, written_for
 
 
-def _patient_reports(patient: Patient, seed: int) -> dict[int, str]:
-    """Report texts by study id. The patient's own generator makes them independent of order and workers."""
+def _patient_reports(patient: Patient, seed: int) -> tuple[dict[int, str], dict[int, int]]:
+    """By study id: the report's text, and the study that it was written for (of a refiled report, an earlier one).
+
+    The patient's own generator makes them independent of order and workers.
+    """
     rng = np.random.default_rng([seed, patient.subject_id])
     texts: dict[int, str] = {}
+    written_for: dict[int, int] = {}
     prior: Study | None = None
     for study in patient.studies:
         text = write_report(study, rng, prior)
         duplicated = rng.random() < DUPLICATE_RATE
-        texts[study.study_id] = texts[prior.study_id] if prior and duplicated else text
+        texts[study.study_id], written_for[study.study_id] = text, study.study_id
+        if prior and duplicated:  # a copy of a copy was written for the first of the three
+            texts[study.study_id], written_for[study.study_id] = texts[prior.study_id], written_for[prior.study_id]
         prior = study
-    return texts
+    return texts, written_for
 
 
 def _jpeg(image: np.ndarray) -> bytes:
@@ -234,8 +244,13 @@ def _write_csv(frame: pd.DataFrame, path: Path) -> None:
     frame.to_csv(path, index=False, compression={"method": "gzip", "mtime": 0})
 
 
-def _write_truth(folder: Path, patients: Sequence[Patient], broken: dict[str, str]) -> None:
-    """Write truth/states.parquet (study_id, label, severity, state) and truth/broken_images.csv."""
+def _write_truth(
+    folder: Path, patients: Sequence[Patient], broken: dict[str, str], written_for: dict[int, int]
+) -> None:
+    """Write truth/states.parquet (study_id, label, severity, state), truth/broken_images.csv and truth/refiled.csv.
+
+    The last lists the studies whose file holds another study's report: study_id, written_for.
+    """
     rows = [
         (study.study_id, label, *states[label])
         for patient in patients
@@ -247,3 +262,5 @@ def _write_truth(folder: Path, patients: Sequence[Patient], broken: dict[str, st
     states.to_parquet(folder / "truth" / "states.parquet", index=False)
     damaged = pd.DataFrame(list(broken.items()), columns=["dicom_id", "damage"])
     damaged.to_csv(folder / "truth" / "broken_images.csv", index=False)
+    refiled = [(study_id, source) for study_id, source in written_for.items() if study_id != source]
+    pd.DataFrame(refiled, columns=["study_id", "written_for"]).to_csv(folder / "truth" / "refiled.csv", index=False)
