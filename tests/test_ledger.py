@@ -204,6 +204,8 @@ def test_data_is_known_by_its_tables_wherever_it_lies(tmp_path):
         (tmp_path / name / "labels.csv").write_text("study_id\n1\n" + "2\n" * 100_000)
     identity = fingerprint.data_identity("mimic", tmp_path / "a")
     assert identity == fingerprint.data_identity("mimic", tmp_path / "b")
+    (tmp_path / "b" / "notes of mine.txt").write_text("not part of it")
+    assert identity == fingerprint.data_identity("mimic", tmp_path / "b")
     (tmp_path / "b" / "labels.csv").write_text("study_id\n1\n" + "2\n" * 99_999 + "3\n")
     assert identity != fingerprint.data_identity("mimic", tmp_path / "b")
 

@@ -35,6 +35,7 @@ _BOOKKEEPING = (
     *(f"course.{name}" for name in ("steps", "fingerprint", "lessons", "kernel", "runner", "check")),
 )
 _WEIGHTS = {"vision": "timm/{}", "language_model": "{}"}  # setting -> repository on the hub
+_TABLES = (".csv", ".gz", ".json", ".tgz", ".zip")
 _MANY = 100  # a folder with more files is known by their names and sizes
 
 
@@ -131,7 +132,8 @@ def data_identity(dataset: str, root: Path | None) -> dict[str, str]:
         archive = package_file("NLMCXR_reports.tgz")
         return {archive.name: quick_hash(archive)}
     entries = sorted(root.iterdir()) if root.is_dir() else []
-    return {path.name: "folder" if path.is_dir() else quick_hash(path) for path in entries if path.name[0] != "."}
+    tables = {path.name: quick_hash(path) for path in entries if path.suffix in _TABLES and path.is_file()}
+    return tables | {path.name: "folder" for path in entries if path.is_dir() and path.name[0] != "."}
 
 
 def file_identity(path: Path) -> str:
