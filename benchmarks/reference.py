@@ -1,8 +1,8 @@
 """Take finished runs as the reference: copy their metrics and figures to `outputs/reference/`, and write the README's
 tables from them.
 
-    python benchmarks/reference.py outputs/laptop                       # the course as it comes
-    python benchmarks/reference.py outputs/laptop outputs/connectors    # and one run with every connector
+    python benchmarks/reference.py outputs/laptop                   # the course as it comes
+    python benchmarks/reference.py outputs/laptop outputs/others    # and a run of the other connectors, trained alike
 
 `tests/test_readme.py` proves that the README says what `outputs/reference/` says.
 """
@@ -132,24 +132,26 @@ def take(folder: Path) -> None:
     (REFERENCE / "run.json").write_text(json.dumps(timing(folder), indent=1) + "\n")
 
 
-def take_connectors(folder: Path) -> None:
-    """What each connector of a run costs and brings."""
-    evaluation = folder / "07_evaluation"
-    records = json.loads((evaluation / "metrics.json").read_text())
-    names = json.loads((evaluation / "manifest.json").read_text())["parameters"]["connectors"]
-    rows = pd.read_csv(evaluation / "connectors.csv").to_dict("records")
-    for name, row in zip(names, rows, strict=True):
-        row["report"] = find(records, name, "report", "label_macro_f1", WHOLE, REPORT_PROTOCOL)
-        row["vqa"] = find(records, name, "vqa", "balanced_accuracy", "all questions")
-    (REFERENCE / "connectors.json").write_text(json.dumps(rows, indent=1) + "\n")
+def take_connectors(folders: list[Path]) -> None:
+    """What each connector costs and brings, over runs of the same profile, settings and seed."""
+    found: dict[str, Record] = {}
+    for folder in folders:
+        evaluation = folder / "07_evaluation"
+        records = json.loads((evaluation / "metrics.json").read_text())
+        names = json.loads((evaluation / "manifest.json").read_text())["parameters"]["connectors"]
+        for name, row in zip(names, pd.read_csv(evaluation / "connectors.csv").to_dict("records"), strict=True):
+            report = find(records, name, "report", "label_macro_f1", WHOLE, REPORT_PROTOCOL)
+            vqa = find(records, name, "vqa", "balanced_accuracy", "all questions")
+            found.setdefault(name, {**row, "report": report, "vqa": vqa})
+    (REFERENCE / "connectors.json").write_text(json.dumps(list(found.values()), indent=1) + "\n")
 
 
-def main(folders: list[str]) -> None:
-    take(Path(folders[0]))
-    for folder in folders[1:]:
-        take_connectors(Path(folder))
+def main(folders: list[Path]) -> None:
+    take(folders[0])
+    if len(folders) > 1:
+        take_connectors(folders)
     README.write_text(fill(README.read_text()))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main([Path(folder) for folder in sys.argv[1:]])
