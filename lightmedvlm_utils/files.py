@@ -95,6 +95,7 @@ def quick_hash(path: Path) -> str:
         return hashlib.sha256(b"%d:" % size + head + file.read()).hexdigest()[:16]
 
 
+@lru_cache(maxsize=2000)  # a run asks twice: for its plan, and when a step's turn comes
 def code_hash(source: str) -> str:
     """16 hexadecimal digits that stand for what Python source does: its syntax tree, without comments, docstrings
     and layout. Source that is no plain Python (a notebook's magics) stands for itself."""

@@ -8,6 +8,7 @@ steps read. Each of these sources is kept by name, so that a run can say what ha
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -142,9 +143,11 @@ def file_identity(path: Path) -> str:
     Figures are drawn from results and drawn again when a notebook is read: of them only the presence counts.
     """
     if path.is_dir():
-        files = [file for file in sorted(path.rglob("*")) if file.is_file()]
-        measure = quick_hash if len(files) <= _MANY else lambda file: str(file.stat().st_size)
-        return digest({str(file.relative_to(path)): measure(file) for file in files})
+        start = len(str(path)) + 1  # strings, not Paths: a phantom has tens of thousands of files
+        names = sorted(os.path.join(home, name)[start:] for home, _, files in os.walk(path) for name in files)
+        if len(names) > _MANY:
+            return digest([[name, os.path.getsize(os.path.join(path, name))] for name in names])
+        return digest({name: quick_hash(path / name) for name in names})
     if not path.is_file():
         return ""
     return "figure" if path.suffix == ".png" else quick_hash(path)
