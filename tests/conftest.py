@@ -1,10 +1,13 @@
 """Tiny random models for the tests: real classes, no weights to download, no mocks."""
 
 import os
+import shutil
 import string
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[1]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run in parallel, and their models are tiny
 
@@ -12,6 +15,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run in parallel, and 
 def pytest_collection_modifyitems(items):
     """The course at smoke takes longest: begin with it, while other processes do the rest."""
     items.sort(key=lambda item: item.path.name != "test_smoke.py")
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A copy of the project that a test may edit."""
+    for name in ("lightmedvlm_utils", "notebooks"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

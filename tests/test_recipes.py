@@ -11,7 +11,6 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pandas as pd
-import pytest
 from nbformat import v4
 from PIL import Image
 
@@ -24,15 +23,6 @@ def block(start: str) -> str:
     """The code of the recipe that contains `start`."""
     (found,) = [code for code in BLOCKS if start in code]
     return found
-
-
-@pytest.fixture
-def clone(tmp_path):
-    """A copy of the project that a recipe may edit."""
-    for name in ("lightmedvlm_utils", "notebooks"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    return tmp_path
 
 
 def python(clone: Path, *arguments: str) -> str:

@@ -106,30 +106,21 @@ def test_only_settings_that_a_step_reads_void_it(course, lightmedvlm):
     assert list(to_redo(lightmedvlm, "--set", "min_samples=3")) == ["02_cluster_analysis", *MODEL_STEPS[2:]]
 
 
-@pytest.fixture
-def edited(tmp_path):
-    """A copy of the project to edit."""
-    for name in ("lightmedvlm_utils", "notebooks"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    return tmp_path
-
-
-def test_what_made_a_result_voids_it_and_nothing_else(course, lightmedvlm, edited):
-    assert to_redo(lightmedvlm, cwd=edited) == {}, "a moved clone voids nothing"
-    sasa = edited / "lightmedvlm_utils/model/connectors/sasa.py"
+def test_what_made_a_result_voids_it_and_nothing_else(course, lightmedvlm, clone):
+    assert to_redo(lightmedvlm, cwd=clone) == {}, "a moved clone voids nothing"
+    sasa = clone / "lightmedvlm_utils/model/connectors/sasa.py"
     source = sasa.read_text()
     sasa.write_text(source.replace('"""(B, N, C) -> (B, Q, D)."""', '"""Another docstring."""  # and a comment'))
-    assert sasa.read_text() != source and to_redo(lightmedvlm, cwd=edited) == {}
+    assert sasa.read_text() != source and to_redo(lightmedvlm, cwd=clone) == {}
     sasa.write_text(source.replace("return self._attend(features)[0]", "return 0 * self._attend(features)[0]"))
-    redo = to_redo(lightmedvlm, cwd=edited)
+    redo = to_redo(lightmedvlm, cwd=clone)
     assert list(redo) == MODEL_STEPS and all("model.connectors.sasa.py" in reasons for reasons in redo.values())
     sasa.write_text(source)
-    weights = edited / "lightmedvlm_utils/backbones/swin/model.safetensors"
+    weights = clone / "lightmedvlm_utils/backbones/swin/model.safetensors"
     content = bytearray(weights.read_bytes())
     content[len(content) // 2] ^= 1  # one bit of one weight
     weights.write_bytes(content)
-    redo = to_redo(lightmedvlm, cwd=edited)
+    redo = to_redo(lightmedvlm, cwd=clone)
     assert list(redo) == MODEL_STEPS and redo["03_building_sasa"] == ["the weights of vision"]
 
 
