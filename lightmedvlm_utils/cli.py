@@ -151,9 +151,11 @@ def _add_report(commands) -> None:
 
 
 def _add_vqa(commands) -> None:
-    vqa = commands.add_parser("vqa", help="answer yes/no questions about a chest X-ray", epilog=NOT_FOR_CLINICAL_USE)
+    vqa = commands.add_parser("vqa", help="answer questions about a chest X-ray", epilog=NOT_FOR_CLINICAL_USE)
     _add_image_options(vqa)
-    vqa.add_argument("--question", required=True, action="append", metavar="TEXT", help="yes/no question; repeatable")
+    vqa.add_argument(
+        "--question", required=True, action="append", metavar="TEXT", help="question, yes/no or open; repeatable"
+    )
     vqa.set_defaults(command=_vqa)
 
 
@@ -275,19 +277,22 @@ def _check_output(path: Path) -> None:
 
 def _vqa(arguments) -> int:
     if not all(question.strip() for question in arguments.question):
-        raise UserError("A --question is empty; write a yes/no question, like 'Is there a pneumothorax?'.")
+        raise UserError("A --question is empty; write one, like 'Is there a pneumothorax?'.")
     views, reporter, folder = _open(arguments)
     answers = reporter.answer([views] * len(arguments.question), arguments.question)
-    rows = [
-        dict(question=question, answer=answer, probability_of_yes=round(probability, 6))
-        for question, (answer, probability) in zip(arguments.question, answers, strict=True)
-    ]
+    from lightmedvlm_utils.data.questions import is_closed
+
+    rows: list[dict] = []
+    for question, (answer, probability) in zip(arguments.question, answers, strict=True):
+        of_what = "probability_of_yes" if is_closed(question) else "probability"
+        rows.append({"question": question, "answer": answer, of_what: round(probability, 6)})
     if arguments.json:
         record = dict(images=arguments.image, model=str(folder), answers=rows, notice=NOT_FOR_CLINICAL_USE)
         print(json.dumps(record, indent=1))
     else:
         for row in rows:
-            print(f"{row['question']}  {row['answer']} (probability of yes: {row['probability_of_yes']:.2f})")
+            *_, (of_what, probability) = row.items()
+            print(f"{row['question']}  {row['answer']} ({of_what.replace('_', ' ')}: {probability:.2f})")
     print(NOT_FOR_CLINICAL_USE, file=sys.stderr)
     return 0
 

@@ -69,7 +69,7 @@ class StageSettings(Settings):
     disease_warmup_lr: Rate = 2e-3
     disease_warmup_weight_decay: Share = 0.05
     disease_warmup_batch_size: Size = 32
-    questions_per_study: Count = 0  # stage 3 only: yes/no questions
+    questions_per_study: Count = 0  # stage 3 only: questions of all kinds, on average
     synthetic_minority: bool = False  # stage 3 only: more questions about rare labels
     report_replay: Share = 0.0  # stage 3 only: reports shown again, as a share of the training studies
 

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from lightmedvlm_utils import plots
 from lightmedvlm_utils.config import NOT_FOR_CLINICAL_USE
 from lightmedvlm_utils.data.images import read_image
+from lightmedvlm_utils.data.questions import is_closed
 from lightmedvlm_utils.errors import UserError
 from lightmedvlm_utils.observations import FINDINGS
 
@@ -91,7 +92,8 @@ class Demo:
             if not question:
                 raise UserError("The question is empty; type one, for example: Is there a pleural effusion?")
             reply, probability = self.reporter.answer([self._shown()], [question])[0]
-            self._say("answer", f"{question} {reply.capitalize()} (probability of yes: {probability:.2f}).")
+            of_what = "probability of yes" if is_closed(question) else "probability"
+            self._say("answer", f"{question} {reply.capitalize()} ({of_what}: {probability:.2f}).")
 
         self._guard(answer, "Answering ...")
 

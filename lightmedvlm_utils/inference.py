@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lightmedvlm_utils.data.questions import is_closed
 from lightmedvlm_utils.device import Precision, choose_device
 from lightmedvlm_utils.errors import UserError
 from lightmedvlm_utils.files import outputs_root
@@ -22,11 +23,12 @@ from lightmedvlm_utils.model.modeling import LightMedVLM
 from lightmedvlm_utils.model.processing import Processor, as_views
 
 Image = Path | str | np.ndarray | Sequence | Tensor
+MOST_ANSWER_TOKENS = 24  # of an open answer: a list of three devices needs 15
 MODEL_STEP = "06_stage3_vqa"  # its model has been through all stages and does both tasks
 
 
 class Answer(NamedTuple):
-    """`probability` is that of "yes" against "no"."""
+    """`probability` is that of "yes" against "no" where the question asks for one of them, else that of these words."""
 
     answer: str
     probability: float
@@ -49,34 +51,61 @@ class Reporter:
         reports = []
         for batch in self._batches(images):
             inputs = self._inputs(batch)
-            text = self.processor.for_generation([self.processor.report_prompt(n) for n in _views(inputs)])
-            with self.where.autocast():
-                ids = self.model.generate(
-                    **self.where.move(text | inputs),
-                    max_new_tokens=max_new_tokens or self.processor.max_report_tokens,
-                    num_beams=num_beams,
-                    do_sample=False,
-                    eos_token_id=self.processor.end_id,
-                    pad_token_id=self.processor.padding_id,
-                )
-            reports += self.processor.decode(ids[:, text["input_ids"].shape[1] :])  # without the prompt
+            prompts = [self.processor.report_prompt(n) for n in _views(inputs)]
+            length = max_new_tokens or self.processor.max_report_tokens
+            output = self._generate(prompts, inputs, max_new_tokens=length, num_beams=num_beams)
+            reports += self.processor.decode(output.sequences)
         return reports
 
-    @torch.inference_mode()
     def answer(self, images: Sequence[Image], questions: Sequence[str]) -> list[Answer]:
-        """Answer question i about image i with yes or no, from the first token's probabilities alone: one forward
-        pass, and never an answer that must be interpreted."""
-        yes, no = self.processor.answer_ids()
-        answers = []
-        for batch in self._batches(list(zip(images, questions, strict=True))):
-            inputs = self._inputs([image for image, _ in batch])
-            prompts = [self.processor.question_prompt(q, n) for (_, q), n in zip(batch, _views(inputs), strict=True)]
-            with self.where.autocast():
-                text = self.processor.for_generation(prompts)
-                logits = self.model(**self.where.move(text | inputs)).logits[:, -1]
-            probabilities = logits[:, [yes, no]].float().softmax(-1)[:, 0].tolist()
-            answers += [Answer("yes" if p >= 0.5 else "no", p) for p in probabilities]
-        return answers
+        """Answer question i about image i.
+
+        A question that `is_closed` gets yes or no, from the first token's probabilities alone: one forward pass, and
+        never an answer that must be interpreted. Any other gets the words that the model writes, decoded greedily.
+        """
+        answers: list[Answer | None] = [None] * len(questions)
+        pairs = list(zip(range(len(questions)), images, questions, strict=True))
+        for respond, closed in ((self._yes_or_no, True), (self._in_words, False)):
+            for batch in self._batches([pair for pair in pairs if is_closed(pair[2]) == closed]):
+                places, shown, asked = zip(*batch, strict=True)
+                inputs = self._inputs(shown)
+                prompts = [self.processor.question_prompt(q, n) for q, n in zip(asked, _views(inputs), strict=True)]
+                for place, answer in zip(places, respond(prompts, inputs), strict=True):
+                    answers[place] = answer
+        return [answer for answer in answers if answer is not None]
+
+    @torch.inference_mode()
+    def _yes_or_no(self, prompts: list[str], inputs: dict[str, Tensor]) -> list[Answer]:
+        with self.where.autocast():
+            text = self.processor.for_generation(prompts)
+            logits = self.model(**self.where.move(text | inputs)).logits[:, -1]
+        probabilities = logits[:, self.processor.answer_ids()].float().softmax(-1)[:, 0].tolist()
+        return [Answer("yes" if p >= 0.5 else "no", p) for p in probabilities]
+
+    def _in_words(self, prompts: list[str], inputs: dict[str, Tensor]) -> list[Answer]:
+        output = self._generate(prompts, inputs, max_new_tokens=MOST_ANSWER_TOKENS, output_logits=True)
+        ids = output.sequences  # (B, T)
+        logits = torch.stack(output.logits, 1).float().log_softmax(-1)  # (B, T, vocabulary)
+        is_end = (ids == self.processor.end_id).long()
+        written = is_end.cumsum(1) - is_end == 0  # up to the first end of the turn, which counts
+        probability = (logits.gather(-1, ids[..., None])[..., 0] * written).sum(1).exp()
+        return list(map(Answer, self.processor.decode(ids), probability.tolist()))
+
+    @torch.inference_mode()
+    def _generate(self, prompts: list[str], inputs: dict[str, Tensor], **options) -> Any:
+        """What transformers' `generate` returns, without sampling; its `sequences` (B, T) without the prompts."""
+        text = self.processor.for_generation(prompts)
+        with self.where.autocast():
+            output: Any = self.model.generate(
+                **self.where.move(text | inputs),
+                **options,
+                do_sample=False,
+                eos_token_id=self.processor.end_id,
+                pad_token_id=self.processor.padding_id,
+                return_dict_in_generate=True,
+            )
+        output.sequences = output.sequences[:, text["input_ids"].shape[1] :]
+        return output
 
     @torch.inference_mode()
     def findings(self, images: Sequence[Image]) -> np.ndarray:

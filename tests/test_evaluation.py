@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lightmedvlm_utils.data.labels import label_reports
 from lightmedvlm_utils.errors import UserError
-from lightmedvlm_utils.evaluation import baselines, scorers
+from lightmedvlm_utils.evaluation import baselines, metrics, scorers
 from lightmedvlm_utils.evaluation.localization import (
     center_map,
     enlarge,
@@ -52,10 +53,41 @@ def test_one_dominant_patient_cannot_be_shuffled():
         baselines.other_patient([1, 1, 1, 2])
 
 
-def test_most_frequent_answers_learn_per_label():
-    train = pd.DataFrame({"label": ["Edema"] * 3 + ["Fracture"], "answer": ["yes", "yes", "no", "no"]})
-    asked = pd.DataFrame({"label": ["Edema", "Fracture", "Pneumonia"]})
-    assert baselines.most_frequent_answers(train, asked).tolist() == [True, False, False]
+def questions_table(**columns) -> pd.DataFrame:
+    """Questions of `build_questions`, as far as scorers and baselines read them."""
+    frame = pd.DataFrame(columns)
+    defaults = {"kind": "presence", "subject": frame["label"], "value": "", "negated": False, "closed": True}
+    return frame.assign(**{name: value for name, value in defaults.items() if name not in frame})
+
+
+def test_most_frequent_answers_learn_per_question():
+    train = questions_table(label=["Edema"] * 3 + ["Fracture"] * 2, answer=["yes", "yes", "no", "no", "yes"])
+    asked = questions_table(label=["Edema", "Fracture", "Pneumonia"])
+    assert baselines.most_frequent_answers(train, asked) == ["yes", "no", "no"]
+
+
+def test_text_only_answers_learn_what_the_words_betray():
+    train = questions_table(
+        label="Edema", question=["Is it wet?", "Is it dry?", "Where is it?"] * 4, answer=["yes", "no", "left"] * 4
+    )
+    train["closed"] = train["answer"] != "left"
+    assert baselines.text_only_answers(train, train) == train["answer"].tolist()
+
+
+def test_a_neighbor_answers_from_its_own_report():
+    neighbors = pd.DataFrame({"study_id": [7, 8], "report": ["Findings: Small left pleural effusion.", "Clear lungs."]})
+    neighbors[list(LABELS)] = label_reports(neighbors["report"])
+    asked = questions_table(
+        label=["Pleural Effusion"] * 4,
+        kind=["presence", "side", "side", "presence"],
+        value=["", "right", "", ""],
+        negated=[False, False, False, True],
+        closed=[True, True, False, True],
+    )
+    first = neighbors.iloc[[0] * 4].reset_index(drop=True)
+    assert baselines.neighbor_answers(asked, first, ["?"] * 4) == ["yes", "no", "left", "no"]
+    second = neighbors.iloc[[1] * 4].reset_index(drop=True)
+    assert baselines.neighbor_answers(asked, second, ["?"] * 4) == ["no", "?", "?", "yes"]
 
 
 def test_report_scorer_ranks_right_above_wrong():
@@ -81,21 +113,52 @@ def test_differences_are_paired():
 
 
 def test_vqa_scorer_counts_questions_and_resamples_patients():
-    questions = pd.DataFrame(
-        {
-            "subject_id": [1, 1, 2, 2, 3, 3],
-            "label": ["Edema", "Edema", "Fracture", "Fracture", "Edema", "Edema"],
-            "answer": ["yes", "no"] * 3,
-        }
-    )
+    labels = ["Edema", "Edema", "Fracture", "Fracture", "Edema", "Edema"]
+    questions = questions_table(subject_id=[1, 1, 2, 2, 3, 3], label=labels, answer=["yes", "no"] * 3)
+    questions["negated"] = [True, True, False, False, False, False]
     scorer = scorers.VQAScorer(questions, samples=40)
-    perfect = questions["answer"] == "yes"
-    rows = scorer.records("perfect", perfect, perfect.astype(float), per_label=True)
-    assert find(rows, metric="auroc") == 1
+    perfect = questions["answer"].tolist()
+    chance = [float(answer == "yes") for answer in perfect]
+    rows = scorer.records("perfect", perfect, chance, threshold=0.5, per_label=True)
+    assert find(rows, metric="auroc", section="all questions") == 1
+    assert find(rows, metric="tuned_balanced_accuracy", section="all questions") == 1
     assert find(rows, metric="balanced_accuracy", section="Edema") == 1
-    assert {row["n"] for row in rows if row["section"] == "Fracture"} == {2}
-    flipped = scorer.records("flipped", ~perfect)
-    assert find(flipped, metric="mcc") == -1 and all(row["metric"] != "auroc" for row in flipped)
+    assert {row["n"] for row in rows if row["section"] in ("Fracture", "negated")} == {2}
+    wrong = [{"yes": "no", "no": "yes"}[answer] for answer in perfect]
+    flipped = scorer.records("flipped", wrong)
+    assert find(flipped, metric="mcc", section="all questions") == -1
+    assert all(row["metric"] != "auroc" for row in flipped)
+    assert find(scorer.flips("perfect", wrong, perfect, "held-out wordings"), metric="flip_rate") == 1
+    gap = scorer.difference("gap", (perfect, chance), (wrong,))
+    assert find(gap, metric="accuracy", section="all questions") == 1 and all(row["metric"] != "auroc" for row in gap)
+
+
+def test_open_answers_have_their_own_task_and_unresolved_ones_are_wrong():
+    questions = questions_table(
+        subject_id=[1, 2, 3, 4], label="Edema", kind="side", answer=["left", "left", "right", "right"], closed=False
+    )
+    rows = scorers.VQAScorer(questions, samples=40).records("sasa", ["left", "", "left", "right"])
+    assert {row["task"] for row in rows} == {"vqa_open"} and {row["section"] for row in rows} == {
+        "open questions",
+        "side",
+    }
+    assert find(rows, metric="accuracy", section="side") == 0.5
+    assert find(rows, metric="unresolved", section="side") == 0.25
+    constant = scorers.VQAScorer(questions, samples=40).records("constant", ["left"] * 4)
+    assert find(constant, metric="macro_recall", section="side") == 0.5
+
+
+def test_threshold_is_the_best_one():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        truth, chance = rng.random(30) < 0.5, np.round(rng.random(30), 1)
+        best = metrics.best_threshold(truth, chance)
+
+        def balanced(cut, truth=truth, chance=chance):
+            return metrics.vqa_draws(truth, chance >= cut, np.ones((1, 30)))["balanced_accuracy"][0]
+
+        assert balanced(best) == max(balanced(cut) for cut in np.linspace(-0.01, 1.01, 103))
+    assert metrics.best_threshold([True, True], [0.1, 0.9]) == 0.5
 
 
 def test_finding_records_leave_out_uncertain_and_constant_labels():

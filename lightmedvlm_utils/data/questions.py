@@ -1,123 +1,187 @@
-"""Yes/no questions about the 14 labels, balanced so that a question does not betray its own answer.
+"""Questions about studies, from their labels and reports, balanced so that a question does not betray its answer.
 
-For every label as many "yes" as "no": whoever ignores the image gets half of them right, whatever the label.
+Closed questions are answered by yes or no, as many "yes" as "no" for every label: whoever ignores the image gets half
+of them right, whatever is asked. Open ones are answered in a few words from a small list, the rarer answers as often as
+the commoner ones where the studies allow it. The wordings come from `wordings.py`.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 
-from lightmedvlm_utils.errors import UserError
+from lightmedvlm_utils.data.facts import Fact, read_facts
+from lightmedvlm_utils.data.labels import ABSENT, PRESENT
+from lightmedvlm_utils.data.wordings import DEVICES, KINDS, wordings
+from lightmedvlm_utils.errors import UserError, no_such
 from lightmedvlm_utils.observations import CHILDREN, LABELS
 
+# The plainest wordings of each label's question, the plainest first.
 QUESTIONS: dict[str, tuple[str, ...]] = {
-    "Atelectasis": (
-        "Is there atelectasis?",
-        "Does the image show atelectasis?",
-        "Is any part of the lung collapsed?",
-    ),
-    "Cardiomegaly": (
-        "Is the heart enlarged?",
-        "Is there cardiomegaly?",
-        "Does the image show an enlarged cardiac silhouette?",
-    ),
-    "Consolidation": (
-        "Is there consolidation?",
-        "Does the image show a consolidation?",
-        "Is any part of the lung consolidated?",
-    ),
-    "Edema": (
-        "Is there pulmonary edema?",
-        "Does the image show pulmonary edema?",
-        "Are there signs of edema in the lungs?",
-    ),
-    "Enlarged Cardiomediastinum": (
-        "Is the mediastinum widened?",
-        "Is the cardiomediastinal silhouette enlarged?",
-        "Does the image show an enlarged cardiomediastinum?",
-    ),
-    "Fracture": (
-        "Is there a fracture?",
-        "Does the image show a fracture?",
-        "Is any bone broken?",
-    ),
-    "Lung Lesion": (
-        "Is there a lung lesion?",
-        "Does the image show a pulmonary nodule or mass?",
-        "Is there a nodule or mass in the lungs?",
-    ),
-    "Lung Opacity": (
-        "Is there a lung opacity?",
-        "Does the image show an opacity in the lungs?",
-        "Is any part of the lungs opacified?",
-    ),
-    "No Finding": (
-        "Is the chest x-ray normal?",
-        "Is this a normal study?",
-        "Is the image free of any abnormal finding?",
-    ),
-    "Pleural Effusion": (
-        "Is there a pleural effusion?",
-        "Does the image show a pleural effusion?",
-        "Is there fluid in the pleural space?",
-    ),
-    "Pleural Other": (
-        "Is there pleural thickening or another pleural abnormality besides effusion?",
-        "Does the image show pleural thickening, scarring or plaques?",
-        "Is the pleura thickened?",
-    ),
-    "Pneumonia": (
-        "Is there pneumonia?",
-        "Does the image show pneumonia?",
-        "Are there signs of pneumonia?",
-    ),
-    "Pneumothorax": (
-        "Is there a pneumothorax?",
-        "Does the image show a pneumothorax?",
-        "Is there air in the pleural space?",
-    ),
-    "Support Devices": (
-        "Is there a support device?",
-        "Does the image show a tube, line or other medical device?",
-        "Are any tubes, lines or devices in place?",
-    ),
+    label: wordings("normality" if label == "No Finding" else "presence", label).known for label in LABELS
+}
+COLUMNS = ["study_id", "kind", "label", "subject", "value", "negated", "question", "answer", "closed", "synthetic"]
+
+_NEGATED = 4  # every fourth pair of closed questions asks for the absence
+_MOST_REPEATS = 3  # a rare label's positive study is asked at most so often, each time in other words
+# How the budget is shared: half to the 14 labels, the rest to what else there is to ask.
+_SHARES = {"presence": 0.6, "side": 0.15, "zone": 0.07, "severity": 0.07, "view": 0.02, "device": 0.07, "count": 0.02}
+# Zones as reports name them, and as they are asked for.
+_ZONES = {"upper": "upper", "apical": "upper", "mid": "middle", "lower": "lower", "basal": "lower"}
+_NUMBERS = ("none", "one", "two", "three", "four", "five")
+ANSWERS: dict[str, tuple[str, ...]] = {
+    "side": ("left", "right", "both sides"),
+    "zone": ("upper", "middle", "lower"),
+    "severity": ("minimal", "mild", "moderate", "severe", "tiny", "small", "large"),
+    "view": ("PA", "AP"),
+    "device": ("none", *DEVICES),
+    "count": _NUMBERS,
 }
 
-COLUMNS = ["study_id", "label", "question", "answer", "synthetic"]
 
+def build_questions(
+    studies: pd.DataFrame,
+    per_study: float,
+    seed: int,
+    synthetic_minority: bool = False,
+    kinds: Sequence[str] = KINDS,
+) -> pd.DataFrame:
+    """Questions with their answers: DataFrame of COLUMNS, in known wordings only.
 
-def build_questions(studies: pd.DataFrame, per_study: int, seed: int, synthetic_minority: bool = False) -> pd.DataFrame:
-    """Yes/no questions with their answers: DataFrame of study_id, label, question, answer, synthetic.
+    `studies` holds study_id and the 14 label columns; `report` and `images` where sides, zones, severities, devices,
+    counts and views are asked too (without them these kinds are left out). Closed: "yes" is state 1; "no" is state 0
+    and, only as far as needed, a blank (not mentioned); uncertain states are never asked; every fourth pair is negated
+    ("Is there no ...?"). Open answers are what the report says (ANSWERS; devices as a list "a, b" in the order of
+    `wordings.DEVICES`), never where it says nothing, hedges or says two things. On average at most `per_study`
+    questions a study; where the budget binds, the most frequent labels and answers give way first.
 
-    `studies` holds study_id and the 14 label columns. "yes" is state 1; "no" is state 0 and, only as far as
-    needed, a blank (not mentioned); uncertain states are never asked. On average at most `per_study`
-    questions a study; where the budget binds, the most frequent labels give way first.
-
-    `synthetic_minority` adds questions about the labels that have fewer than the others: their positive
-    studies asked in other words, and as many new negative ones (the thesis' third stage). The result depends
-    on the studies and on `seed`, not on the order of the rows. Raises UserError if a label column is missing.
+    `synthetic_minority` adds questions about the labels that have fewer than the others: their positive studies asked
+    in other words, and as many new negative ones (the thesis' third stage). The result depends on the studies and on
+    `seed`, not on the order of the rows. Raises UserError if a label column is missing or a kind unknown.
     """
     missing = [label for label in LABELS if label not in studies]
     if missing:
         raise UserError(f"The study table has no column {', '.join(missing)}; run notebook 01 first.")
+    for kind in kinds:
+        if kind not in KINDS:
+            raise no_such("kind of question", kind, KINDS)
     studies = studies.drop_duplicates("study_id").sort_values("study_id", ignore_index=True)
-    candidates = {label: _Candidates(studies, label, seed) for label in LABELS}
+    rows = _label_questions(studies, per_study, seed, synthetic_minority, kinds)
+    for kind in kinds:
+        if kind in _ABOUT and ("images" if kind == "view" else "report") in studies:
+            rng = np.random.default_rng([seed, len(LABELS) + KINDS.index(kind)])
+            rows += _property_questions(kind, studies, int(_SHARES[kind] * per_study * len(studies)), rng)
+    frame = pd.DataFrame(rows, columns=COLUMNS)
+    return frame.sort_values(["study_id", "kind", "label", "question"], ignore_index=True)
+
+
+def reword(questions: pd.DataFrame, seed: int, held_out: bool = True) -> pd.Series:
+    """Each question of `build_questions` in other words: a held-out wording, or another known one."""
+    rng = np.random.default_rng(seed)
+    texts = []
+    for row in questions.itertuples():
+        choices = wordings(row.kind, row.subject, row.value, row.negated)[held_out]
+        texts.append(str(rng.choice([text for text in choices if text != row.question])))
+    return pd.Series(texts, index=questions.index, name="question")
+
+
+_AUXILIARY = re.compile(r"\W*(?:is|are|was|were|does|do|did|has|have|had|can|could|will|would|should|may|any)\b", re.I)
+_CHOICE = re.compile(r"\b(?:left|right|upper|middle|lower|pa|ap|frontal|lateral)\b,?(?: \w+){0,3} or\b", re.I)
+
+
+def is_closed(question: str) -> bool:
+    """Whether a question asks for yes or no: it begins with an auxiliary verb and offers no sides, zones or views.
+
+    >>> [is_closed(q) for q in ("Is there an effusion?", "Is it left or right?", "Where is it?")]
+    [True, False, False]
+    """
+    return bool(_AUXILIARY.match(question)) and not _CHOICE.search(question)
+
+
+_SAID = {
+    "side": {"both sides": r"both|bilateral\w*", "left": r"left", "right": r"right"},
+    "zone": {
+        "upper": r"upper|apex|apices|apical|top",
+        "middle": r"mid|middle|lingula",
+        "lower": r"lower|bas\w+|bottom",
+    },
+    "severity": {word: word for word in ANSWERS["severity"]},
+    "view": {"PA": r"pa|posteroanterior", "AP": r"ap|anteroposterior"},
+    "count": {word: rf"{word}|{number}" for number, word in enumerate(_NUMBERS)},
+}
+_SAID["count"]["none"] += "|no|zero"
+_SAID_COMPILED = {kind: {a: re.compile(rf"\b(?:{p})\b", re.I) for a, p in said.items()} for kind, said in _SAID.items()}
+_NAMES = {re.sub(r"^an? ", "", noun): device for device, nouns in DEVICES.items() for noun in (device, *nouns)}
+
+
+def normalize_answer(kind: str, answer: str) -> str:
+    """A generated open answer as one of ANSWERS (devices: a list of them), or "" where it names none or two of them:
+    it is then unresolved, and nobody guesses what was meant.
+
+    >>> normalize_answer("side", "On the left side."), normalize_answer("side", "left or right")
+    ('left', '')
+    """
+    if kind == "device":
+        items = [re.sub(r"^(?:an?|the) ", "", item.strip(" .")) for item in re.split(r",|\band\b", answer.lower())]
+        found = {
+            _NAMES.get(item, "none" if item in ("none", "no devices", "no device") else "") for item in items if item
+        }
+        return (
+            ""
+            if "" in found or (len(found) > 1 and "none" in found)
+            else _device_list(found - {"none"})
+            if found
+            else ""
+        )
+    found = {name for name, pattern in _SAID_COMPILED.get(kind, {}).items() if pattern.search(answer)}
+    if kind == "side" and "both sides" in found:
+        found = {"both sides"}
+    return found.pop() if len(found) == 1 else ""
+
+
+def normalize_answers(questions: pd.DataFrame, answers: Sequence[str]) -> list[str]:
+    """The answers to `questions` in ANSWERS' words: yes and no as they are, open ones by `normalize_answer`."""
+    rows = zip(questions["kind"], questions["closed"], answers, strict=True)
+    return [answer if closed else normalize_answer(kind, answer) for kind, closed, answer in rows]
+
+
+def _device_list(devices: Iterable[str]) -> str:
+    chosen = set(devices)
+    return ", ".join(device for device in DEVICES if device in chosen) or "none"
+
+
+# ------------------------------------------------------------------------------------------ the 14 labels
+
+
+def _label_questions(
+    studies: pd.DataFrame, per_study: float, seed: int, synthetic_minority: bool, kinds: Sequence[str]
+) -> list[tuple]:
+    """Yes/no questions about the labels: presence, and normality for No Finding."""
+    asked = [label for label in LABELS if _kind(label) in kinds]
+    candidates = {label: _Candidates(studies, label, seed) for label in asked}
     pairs = {label: found.most_pairs for label, found in candidates.items()}
-    level = _water_level(list(pairs.values()), per_study * len(studies) // 2)
+    share = _SHARES["presence"] if set(kinds) & set(_ABOUT) and "report" in studies else 1
+    level = _water_level(list(pairs.values()), int(share * per_study * len(studies) / 2))
     rows = []
     for label, found in candidates.items():
         natural = min(pairs[label], level)
         total = min(level, found.most_synthetic_pairs) if synthetic_minority else natural
         rows += found.ask(natural, total)
-    frame = pd.DataFrame(rows, columns=COLUMNS)
-    return frame.sort_values(["study_id", "label", "question"], ignore_index=True)
+    return rows
 
 
-def _water_level(pairs: list[int], budget: int) -> int:
-    """The largest cap for which sum(min(pairs, cap)) stays within the budget, at most max(pairs)."""
-    levels = np.arange(max(pairs) + 1)
-    totals = np.minimum(np.array(pairs)[:, None], levels).sum(axis=0)
+def _kind(label: str) -> str:
+    return "normality" if label == "No Finding" else "presence"
+
+
+def _water_level(counts: Sequence[int], budget: int) -> int:
+    """The largest cap for which sum(min(counts, cap)) stays within the budget, at most max(counts)."""
+    levels = np.arange(max(counts, default=0) + 1)
+    totals = np.minimum(np.array(counts, int)[:, None], levels).sum(axis=0)
     return int(levels[totals <= budget][-1])
 
 
@@ -126,16 +190,15 @@ class _Candidates:
 
     def __init__(self, studies: pd.DataFrame, label: str, seed: int):
         self.label = label
-        self.rng = np.random.default_rng([seed, LABELS.index(label)])
+        rng = np.random.default_rng([seed, LABELS.index(label)])
         ids, state = studies["study_id"].to_numpy(), studies[label].to_numpy(dtype=float)
         # A report that names a child speaks of the parent too, so the parent's blank is then no clear "no".
         children = studies[list(CHILDREN.get(label, ()))].to_numpy(dtype=float)
         blank = np.isnan(state) & ~(np.isin(children, (1, -1)).any(axis=1))
-        self.yes = self.rng.permutation(ids[state == 1])
+        self.yes = rng.permutation(ids[state == 1])
         explicit, unmentioned = ids[state == 0], ids[blank]
-        self.no = np.concatenate([self.rng.permutation(explicit), self.rng.permutation(unmentioned)])
-        self.first_wording = self.rng.integers(len(QUESTIONS[label]), size=len(ids))
-        self.position = dict(zip(ids.tolist(), range(len(ids)), strict=True))
+        self.no = np.concatenate([rng.permutation(explicit), rng.permutation(unmentioned)])
+        self.start = dict(zip(ids.tolist(), rng.integers(2**31, size=len(ids)).tolist(), strict=True))
 
     @property
     def most_pairs(self) -> int:
@@ -143,19 +206,136 @@ class _Candidates:
 
     @property
     def most_synthetic_pairs(self) -> int:
-        """Each positive study can be asked once in every wording; negatives are not repeated."""
-        return min(len(self.yes) * len(QUESTIONS[self.label]), len(self.no))
+        """Each positive study can be asked so often, in other words; negatives are not repeated."""
+        return min(len(self.yes) * _MOST_REPEATS, len(self.no))
 
     def ask(self, natural: int, total: int) -> list[tuple]:
         """`total` yes/no pairs, of which those after the first `natural` are synthetic."""
         rows = []
         for index in range(total):
             round_, position = divmod(index, max(len(self.yes), 1))
-            rows.append(self._row(self.yes[position], "yes", round_, index >= natural))
-            rows.append(self._row(self.no[index], "no", round_, index >= natural))
+            negated = (index + round_) % _NEGATED == 0
+            for study_id, present in ((self.yes[position], True), (self.no[index], False)):
+                choices = wordings(_kind(self.label), self.label, negated=negated).known
+                wording = choices[(self.start[int(study_id)] + round_) % len(choices)]
+                answer = "yes" if present != negated else "no"
+                kind = _kind(self.label)
+                rows.append(
+                    (int(study_id), kind, self.label, self.label, "", negated, wording, answer, True, index >= natural)
+                )
         return rows
 
-    def _row(self, study_id, answer: str, round_: int, synthetic: bool) -> tuple:
-        wordings = QUESTIONS[self.label]
-        wording = wordings[(self.first_wording[self.position[int(study_id)]] + round_) % len(wordings)]
-        return int(study_id), self.label, wording, answer, synthetic
+
+# ------------------------------------------------------------------------------------------ the other kinds
+
+
+class Stated(NamedTuple):
+    """What a study says about one property of `subject` (a label or a device; "" for the image as a whole)."""
+
+    study_id: int
+    kind: str
+    label: str
+    subject: str
+    answer: str
+
+    @property
+    def group(self) -> tuple[str, str]:
+        """What is to be equally frequent: answers, and of lists their lengths."""
+        return self.subject, str(self.answer.count(",")) if ", " in self.answer else self.answer
+
+
+def stated_answers(studies: pd.DataFrame, kind: str) -> list[Stated]:
+    """Every open answer of a kind that the studies give, in ANSWERS' words: from their reports, or (view) images.
+
+    A property is left out where the report does not name it, hedges the finding or says two things.
+    """
+    if kind == "view":
+        first = [images[0]["view"] if len(images) else "" for images in studies["images"]]
+        pairs = zip(studies["study_id"], first, strict=True)
+        return [Stated(int(study_id), kind, "", "", view) for study_id, view in pairs if view in ANSWERS["view"]]
+    found = []
+    for study_id, report in zip(studies["study_id"], studies["report"], strict=True):
+        by_label: dict[str, list[Fact]] = {}
+        for fact in read_facts(report):
+            if fact.state != ABSENT:
+                by_label.setdefault(fact.finding, []).append(fact)
+        for label in _ABOUT[kind]:
+            answer = _answer(kind, by_label.get(label, []))
+            if answer:
+                found.append(Stated(int(study_id), kind, label, "" if kind == "device" else label, answer))
+    return found
+
+
+def _answer(kind: str, facts: list[Fact]) -> str:
+    """The open answer that the facts about one label give, "" for none."""
+    if any(fact.state != PRESENT for fact in facts):
+        return ""
+    if kind == "device":
+        return _device_list(fact.kind for fact in facts)
+    if kind == "count":
+        countable = len(facts) < len(_NUMBERS) and all(fact.side != "both" for fact in facts)
+        return _NUMBERS[len(set(facts))] if countable else ""
+    values = {_PROPERTY[kind](fact) for fact in facts} - {""}
+    return values.pop() if len(values) == 1 else ""
+
+
+_PROPERTY: dict[str, Callable[[Fact], str]] = {
+    "side": lambda fact: {"both": "both sides"}.get(fact.side, fact.side),
+    "zone": lambda fact: _ZONES.get(fact.zone, ""),
+    "severity": lambda fact: fact.grade if fact.grade in ANSWERS["severity"] else "",
+}
+# The labels whose properties are asked.
+_ABOUT: dict[str, tuple[str, ...]] = {
+    "side": ("Atelectasis", "Consolidation", "Fracture", "Lung Lesion", "Lung Opacity", "Pleural Effusion",
+             "Pleural Other", "Pneumonia", "Pneumothorax"),
+    "zone": ("Atelectasis", "Consolidation", "Lung Lesion", "Lung Opacity", "Pneumonia"),
+    "severity": ("Atelectasis", "Cardiomegaly", "Edema", "Enlarged Cardiomediastinum", "Pleural Effusion",
+                 "Pneumothorax"),
+    "device": ("Support Devices",),
+    "count": ("Fracture", "Lung Lesion", "Support Devices"),
+    "view": (),
+}  # fmt: skip
+_OPPOSITE = {"left": "right", "right": "left", "AP": "PA", "PA": "AP"}
+
+
+def _property_questions(kind: str, studies: pd.DataFrame, budget: int, rng: np.random.Generator) -> list[tuple]:
+    """Open questions of a kind and, for sides, views and devices, as many closed ones."""
+    stated = stated_answers(studies, kind)
+    half = budget // 2 if kind in ("side", "view", "device") else budget
+    rows = [_row(found, "", found.answer, rng) for found in _capped(stated, half, rng)]
+    if kind == "device":
+        return rows + _device_pairs(stated, half, rng)
+    two_sided = [found for found in stated if found.answer in _OPPOSITE] if half < budget else []
+    for number, found in enumerate(_capped(two_sided, half, rng)):
+        value = found.answer if number % 2 else _OPPOSITE[found.answer]
+        rows.append(_row(found, value, "yes" if value == found.answer else "no", rng))
+    return rows
+
+
+def _device_pairs(stated: list[Stated], budget: int, rng: np.random.Generator) -> list[tuple]:
+    """Whether there is a device of a kind: as many yes as no for each."""
+    rows = []
+    order = [stated[i] for i in rng.permutation(len(stated))]
+    for device in DEVICES:
+        has, has_not = ([s for s in order if (device in s.answer.split(", ")) == there] for there in (True, False))
+        for index, pair in enumerate(list(zip(has, has_not, strict=False))[: budget // (2 * len(DEVICES))]):
+            negated = index % _NEGATED == 0
+            for found, present in zip(pair, (True, False), strict=True):
+                answer = "yes" if present != negated else "no"
+                rows.append(_row(found._replace(subject=device), "", answer, rng, negated))
+    return rows
+
+
+def _capped(stated: list[Stated], budget: int, rng: np.random.Generator) -> list[Stated]:
+    """At most `budget` of them; the commoner answers about a subject give way to the rarer ones."""
+    groups: dict[tuple[str, str], list[Stated]] = {}
+    for index in rng.permutation(len(stated)):
+        groups.setdefault(stated[index].group, []).append(stated[index])
+    level = _water_level([len(group) for group in groups.values()], budget)
+    return [found for key in sorted(groups) for found in groups[key][:level]]
+
+
+def _row(about: Stated, value: str, answer: str, rng: np.random.Generator, negated: bool = False) -> tuple:
+    question = str(rng.choice(wordings(about.kind, about.subject, value, negated).known))
+    closed = answer in ("yes", "no")
+    return (*about[:4], value, negated, question, answer, closed, False)

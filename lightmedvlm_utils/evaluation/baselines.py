@@ -8,8 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from lightmedvlm_utils.data.questions import stated_answers
 from lightmedvlm_utils.errors import UserError
 from lightmedvlm_utils.evaluation import metrics
+from lightmedvlm_utils.observations import LABELS
 
 
 def most_frequent_report(train_reports: Sequence[str]) -> str:
@@ -47,7 +49,58 @@ def other_patient(patients: Sequence, seed: int = 0) -> np.ndarray:
     return shuffled
 
 
-def most_frequent_answers(train_questions: pd.DataFrame, questions: pd.DataFrame) -> np.ndarray:
-    """Per question the commoner training answer about its label, boolean (yes); "no" where labels tie."""
-    share = (train_questions["answer"] == "yes").groupby(train_questions["label"]).mean()
-    return (questions["label"].map(share).fillna(0) > 0.5).to_numpy()
+def most_frequent_answers(train_questions: pd.DataFrame, questions: pd.DataFrame) -> list[str]:
+    """Per question the commonest training answer to the same question in any words; "no" where answers tie."""
+    asked = ["kind", "label", "subject", "value", "negated"]
+    counts = train_questions.value_counts([*asked, "answer"]).reset_index()
+    counts = counts.sort_values(["count", "answer"], ascending=[False, True], kind="stable")
+    commonest = counts.drop_duplicates(asked).set_index(asked)["answer"].to_dict()
+    return [commonest.get(key, "no") for key in questions[asked].itertuples(index=False, name=None)]
+
+
+def text_only_answers(train_questions: pd.DataFrame, questions: pd.DataFrame) -> list[str]:
+    """Answers of a classifier that reads the question's words and sees no image: what the wording gives away.
+
+    A logistic regression on words and pairs of words, one for yes/no questions and one for the others.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    answers = pd.Series("", index=questions.index)
+    for closed, asked in questions.groupby("closed"):
+        known = train_questions[train_questions["closed"] == closed]
+        if known["answer"].nunique() < 2:
+            answers[asked.index] = known["answer"].iloc[0] if len(known) else ""
+            continue
+        reader = make_pipeline(TfidfVectorizer(ngram_range=(1, 2)), LogisticRegression(max_iter=500))
+        answers[asked.index] = reader.fit(known["question"], known["answer"]).predict(asked["question"])
+    return answers.tolist()
+
+
+def neighbor_answers(questions: pd.DataFrame, neighbors: pd.DataFrame, otherwise: Sequence[str]) -> list[str]:
+    """Each question answered from another study's labels and report: row i of `neighbors`, a study table.
+
+    `otherwise` answers what that report does not say (the side of an effusion that it has not).
+    """
+    known = neighbors.drop_duplicates("study_id")
+    stated = {
+        (found.study_id, found.kind, found.subject): found.answer
+        for kind in set(questions["kind"]) - {"presence", "normality"}
+        for found in stated_answers(known, kind)
+    }
+    answers = []
+    states = {label: neighbors[label].to_numpy(float) for label in LABELS}
+    rows = zip(questions.itertuples(), neighbors["study_id"], otherwise, strict=True)
+    for place, (question, study_id, fallback) in enumerate(rows):
+        if question.kind in ("presence", "normality"):
+            answers.append("yes" if (states[question.label][place] == 1) != question.negated else "no")
+            continue
+        about = "" if question.kind == "device" else question.subject
+        found = stated.get((int(study_id), question.kind, about), "")
+        if not found or not question.closed:
+            answers.append(found or fallback)
+        else:
+            is_there = (question.value or question.subject) in found.split(", ")
+            answers.append("yes" if is_there != question.negated else "no")
+    return answers

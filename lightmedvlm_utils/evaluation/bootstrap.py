@@ -47,6 +47,23 @@ def estimate(draws: np.ndarray) -> Estimate:
     return Estimate(float(draws[0]), *(None if bound is None else float(bound) for bound in (low, high)))
 
 
+def p_value(draws: np.ndarray) -> float | None:
+    """Two-sided bootstrap p of a paired difference `(1 + samples,)`: how often resampling patients turns its sign.
+
+    At least 1 / samples: more cannot be said of so many resamples. None where the difference does not exist.
+    """
+    resampled = draws[1:][~np.isnan(draws[1:])]
+    if not resampled.size:
+        return None
+    tail = min((resampled <= 0).mean(), (resampled >= 0).mean())
+    return float(np.clip(2 * tail, 1 / resampled.size, 1))
+
+
+def difference_records(gaps: Mapping[str, np.ndarray], **about) -> list[dict]:
+    """Records of paired differences, `{metric: draws}`, with their `p`; `about` as for `records`."""
+    return [row | {"p": p_value(gaps[row["metric"]])} for row in records(gaps, **about)]
+
+
 def records(
     scores: Mapping[str, np.ndarray | Estimate],
     *,

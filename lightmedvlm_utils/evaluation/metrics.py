@@ -219,6 +219,42 @@ def vqa_draws(truth: Sequence[bool], predicted: Sequence[bool], weights: np.ndar
     }
 
 
+def best_threshold(truth: Sequence[bool], probability: Sequence[float]) -> float:
+    """The threshold on the probability of "yes" with the best balanced accuracy; 0.5 where nothing can be chosen.
+
+    Of equally good ones the middle of the widest gap between probabilities. To be chosen on the validation split.
+    """
+    is_yes, chance = np.asarray(truth, bool), np.asarray(probability, float)
+    if is_yes.all() or not is_yes.any():
+        return 0.5
+    levels = np.unique(chance)
+    cuts = np.concatenate([[0.0], (levels[:-1] + levels[1:]) / 2, [1.0]])
+    widths = np.diff(np.concatenate([[0.0], levels, [1.0]]))
+    yes, no = np.sort(chance[is_yes]), np.sort(chance[~is_yes])
+    sensitivity = 1 - np.searchsorted(yes, cuts) / len(yes)
+    specificity = np.searchsorted(no, cuts) / len(no)
+    return float(cuts[np.lexsort((widths, np.round(sensitivity + specificity, 9)))[-1]])
+
+
+def open_draws(truth: Sequence[str], answers: Sequence[str], weights: np.ndarray) -> Draws:
+    """Open answers in normalized words, "" where one could not be resolved, per bootstrap draw.
+
+    `accuracy` (the same words; unresolved is wrong), `macro_recall` (its mean over the true answers, so that a constant
+    answer gets one over their number), `unresolved` (share), and `item_f1`, in which lists "a, b" count by their items.
+    """
+    right = np.array([a == b for a, b in zip(truth, answers, strict=True)], float)
+    classes = (np.asarray(truth)[:, None] == np.unique(np.asarray(truth))).astype(float)  # (n, classes)
+    recalls = _ratio(weights @ (classes * right[:, None]), weights @ classes)
+    lists = [(set(a.split(", ")), set(b.split(", ")) - {""}) for a, b in zip(truth, answers, strict=True)]
+    shared, both = (weights @ np.array([[len(a & b), len(a) + len(b)] for a, b in lists], float)).T
+    return {
+        "accuracy": _mean(right, weights),
+        "macro_recall": np.ma.masked_invalid(recalls).mean(1).filled(np.nan),
+        "unresolved": _mean([answer == "" for answer in answers], weights),
+        "item_f1": _ratio(2 * shared, both),
+    }
+
+
 def probability_draws(
     truth: Sequence[bool], probability: Sequence[float], weights: np.ndarray, bins: int = 10
 ) -> Draws:
@@ -237,7 +273,7 @@ def probability_draws(
     gaps = np.where(_bin(chance, bins)[:, None] == np.arange(bins), (chance - is_yes)[:, None], 0)
     return {
         "auroc": _ratio((yes * below).sum(1), yes.sum(1) * no.sum(1)),
-        "ece": np.abs(weights @ gaps).sum(1) / weights.sum(1),
+        "ece": _ratio(np.abs(weights @ gaps).sum(1), weights.sum(1)),
     }
 
 

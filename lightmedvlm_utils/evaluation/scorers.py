@@ -90,49 +90,88 @@ class ReportScorer:
 
 
 class VQAScorer:
-    """Scores yes/no answers to the same questions, system by system.
+    """Scores answers to the same questions, system by system.
 
-    `questions` has the columns `label`, `answer` ("yes" or "no") and `subject_id`.
+    `questions` are those of `build_questions` with `subject_id`. An answer is a word of `questions.ANSWERS`, "yes" or
+    "no"; "" where it could not be resolved. Records of yes/no questions have the task "vqa", those of open ones
+    "vqa_open"; the section says which of them: all, a kind, a label, the negated ones.
     """
 
     def __init__(self, questions: pd.DataFrame, samples: int = 1000, seed: int = 0):
         self.questions = questions.reset_index(drop=True)
+        self.closed = self.questions["closed"].to_numpy(bool)
         self.truth = (self.questions["answer"] == "yes").to_numpy()
         self.weights = bootstrap_weights(self.questions["subject_id"], samples, seed)
-
-    def draws(self, yes: Sequence[bool], probability: Sequence[float] | None = None) -> metrics.Draws:
-        """Bootstrap draws of every metric; those of the probability only where one is given."""
-        draws = metrics.vqa_draws(self.truth, yes, self.weights)
-        if probability is not None:
-            draws |= metrics.probability_draws(self.truth, probability, self.weights)
-        return draws
 
     def records(
         self,
         system: str,
-        yes: Sequence[bool],
+        answers: Sequence[str],
         probability: Sequence[float] | None = None,
+        threshold: float | None = None,
         per_label: bool = False,
     ) -> list[dict]:
-        """Records of one system; with `per_label` also balanced accuracy by label, as the section."""
-        rows = self._rows(self.draws(yes, probability), system)
-        for label in LABELS if per_label else ():
-            asked = (self.questions["label"] == label).to_numpy()
-            if asked.any():
-                draws = metrics.vqa_draws(self.truth[asked], np.asarray(yes)[asked], self.weights[:, asked])
-                own = {"balanced_accuracy": draws["balanced_accuracy"]}
-                rows += self._rows(own, system, label, int(asked.sum()))
+        """Records of one system. `probability` of "yes" adds AUROC and calibration of the yes/no questions; with a
+        `threshold` chosen on the validation split, `tuned_balanced_accuracy` stands beside the one at 0.5."""
+        rows = []
+        for section, chosen in self._sections(per_label).items():
+            rows += self._rows(self._draws(answers, probability, threshold, chosen), system, section, chosen)
         return rows
 
     def difference(self, name: str, first: tuple, second: tuple) -> list[dict]:
-        """Paired differences of two systems' `(yes, probability)`, recorded as system `name`."""
-        other = self.draws(*second)
-        gaps = {metric: values - other[metric] for metric, values in self.draws(*first).items()}
-        return self._rows(gaps, name)
+        """Paired differences of two systems' arguments `(answers, probability, threshold)`, those that both have the
+        metrics of, recorded as system `name`."""
+        rows = []
+        sections = self._sections()
+        for section in [name for name in ("all questions", "open questions") if name in sections]:
+            chosen = sections[section]
+            one, other = (self._draws(*self._padded(system), chosen) for system in (first, second))
+            gaps = {metric: one[metric] - other[metric] for metric in one if metric in other}
+            rows += self._rows(gaps, name, section, chosen)
+        return rows
 
-    def _rows(self, scores, system: str, section: str = "all questions", n: int | None = None) -> list[dict]:
-        about: dict[str, Any] = {"task": "vqa", "unit": "question", "n": n or len(self.truth)}
-        return records(scores, system=system, section=section, **about)
+    def flips(self, system: str, again: Sequence[str], answers: Sequence[str], section: str) -> list[dict]:
+        """Share of the yes/no questions answered otherwise when asked `again` in other words."""
+        chosen = self.closed
+        flipped = (np.asarray(again) != np.asarray(answers))[chosen]
+        weights = self.weights[:, chosen]
+        draws = {"flip_rate": weights @ flipped / weights.sum(1)}
+        return self._rows(draws, system, section, chosen)
+
+    @staticmethod
+    def _padded(system: tuple) -> tuple:
+        return (*system, None, None)[:3]
+
+    def _sections(self, per_label: bool = False) -> dict[str, np.ndarray]:
+        """Boolean masks of the questions in each section; only sections that have questions."""
+        kind, label = self.questions["kind"].to_numpy(), self.questions["label"].to_numpy()
+        sections = {"all questions": self.closed, "open questions": ~self.closed}
+        for name in dict.fromkeys(kind):
+            sections |= {name: self.closed & (kind == name), f"{name}, open": ~self.closed & (kind == name)}
+        sections["negated"] = self.closed & self.questions["negated"].to_numpy(bool)
+        if per_label:
+            by_label = np.isin(kind, ("presence", "normality"))
+            sections |= {name: by_label & (label == name) for name in LABELS}
+        return {name: mask for name, mask in sections.items() if mask.any()}
+
+    def _draws(self, answers, probability, threshold, chosen: np.ndarray) -> metrics.Draws:
+        weights, given = self.weights[:, chosen], np.asarray(answers)[chosen]
+        if not self.closed[chosen].all():
+            return metrics.open_draws(self.questions["answer"].to_numpy()[chosen], given, weights)
+        truth = self.truth[chosen]
+        draws = metrics.vqa_draws(truth, given == "yes", weights)
+        if probability is not None:
+            chance = np.asarray(probability, float)[chosen]
+            draws |= metrics.probability_draws(truth, chance, weights)
+            if threshold is not None:
+                tuned = metrics.vqa_draws(truth, chance >= threshold, weights)
+                draws["tuned_balanced_accuracy"] = tuned["balanced_accuracy"]
+        return draws
+
+    def _rows(self, scores, system: str, section: str, chosen: np.ndarray) -> list[dict]:
+        task = "vqa" if self.closed[chosen].all() else "vqa_open"
+        about: dict[str, Any] = {"task": task, "unit": "question", "n": int(chosen.sum())}
+        return records(scores, system=system, section=section.removesuffix(", open"), **about)
 
 
 def finding_records(

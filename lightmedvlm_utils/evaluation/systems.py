@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import combinations
 
 BASELINES = {
     "nearest_neighbour": "nearest neighbor",
+    "finding_neighbour": "nearest by findings",
     "most_frequent": "most frequent",
+    "text_only": "question's words",
     "center": "image center",
     "uniform": "uniform map",
 }
@@ -32,9 +36,20 @@ class Systems:
         """A connector's model shown another patient's image."""
         return "shuffled_image" if connector == self.first else f"shuffled_image_{connector}"
 
-    def difference(self, connector: str) -> str:
-        """The paired difference between the lesson's own connector and another."""
-        return f"{self.first}_minus_{connector}"
+    def pairs(self, available: Collection[str]) -> list[tuple[str, str]]:
+        """The comparisons that a reader will ask for, as far as both systems are there: the lesson's own connector and
+        the final model against each other and against retrieval, and every other connector."""
+        first, final, rivals = self.first, self.final, list(self.connectors)[1:]
+        pairs = [(first, rival) for rival in rivals]
+        for neighbor in ("nearest_neighbour", "finding_neighbour"):
+            pairs += [(system, neighbor) for system in (first, final, *rivals)]
+        pairs += [(final, first), *combinations(rivals, 2)]
+        return [pair for pair in pairs if set(pair) <= set(available)]
+
+    @staticmethod
+    def difference(one: str, other: str) -> str:
+        """The name of the paired difference one - other."""
+        return f"{one}_minus_{other}"
 
     def names(self) -> dict[str, str]:
         """Every system's name in figures, in the order of figures."""
@@ -47,4 +62,6 @@ class Systems:
             **BASELINES,
             **shuffled,
             "blind": f"{title}, average image",
+            f"{self.first}_reworded": f"{title}, asked in other words",
+            f"{self.first}_held_out_words": f"{title}, asked in words held out",
         }

@@ -35,7 +35,7 @@ def report_examples(studies: pd.DataFrame, processor: Processor) -> list[Example
 
 
 def question_examples(questions: pd.DataFrame, studies: pd.DataFrame, processor: Processor) -> list[Example]:
-    """One example a question: the yes/no prompt and its answer."""
+    """One example a question: its prompt and its answer."""
     states = dict(zip(studies.study_id, studies[list(LABELS)].to_numpy(dtype=float), strict=True))
     views = dict(zip(studies.study_id, num_views(studies), strict=True))
     return [

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase
 
 from lightmedvlm_utils.data.images import read_image
+from lightmedvlm_utils.data.questions import is_closed
 from lightmedvlm_utils.errors import UserError
 from lightmedvlm_utils.files import write_json
 from lightmedvlm_utils.model.configuration import LightMedVLMConfig, checkpoint_folder
@@ -33,6 +34,10 @@ VQA_SYSTEM = (
     "from the following two options: [yes, no]."
 )
 VQA_USER = "{question} {image}"
+# Ours: the thesis asks for yes or no only.
+OPEN_SYSTEM = (
+    "You are a professional radiologist. Please answer the question based on the chest X-ray image in a few words."
+)
 
 
 def chat_prompt(system: str, user: str) -> str:
@@ -135,7 +140,9 @@ class Processor:
         return chat_prompt(REPORT_SYSTEM, REPORT_USER.format(image=self._image(num_views)))
 
     def question_prompt(self, question: str, num_views: int = 1) -> str:
-        return chat_prompt(VQA_SYSTEM, VQA_USER.format(question=self._plain(question), image=self._image(num_views)))
+        """The prompt of a question; one that `is_closed` is to be answered by yes or no."""
+        system = VQA_SYSTEM if is_closed(question) else OPEN_SYSTEM
+        return chat_prompt(system, VQA_USER.format(question=self._plain(question), image=self._image(num_views)))
 
     def for_training(self, prompts: Sequence[str], targets: Sequence[str]) -> dict[str, Tensor]:
         """Prompts and what to answer -> `input_ids`, `attention_mask`, `labels` (B, T), padded on the right.

@@ -20,7 +20,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("what", nargs="?", choices=["vision", "language", "all"], default="all")
     parser.add_argument("--vision-minutes", type=float, default=60, help="training time of the Swin")
     parser.add_argument("--start", type=Path, help="folder of an earlier Swin to continue from, instead of anew")
-    parser.add_argument("--language-minutes", type=float, default=12, help="training time of the Qwen3")
+    parser.add_argument("--language-texts", type=int, default=80_000, help="reports and questions the Qwen3 reads")
     parser.add_argument("--patients", type=int, default=16000, help="phantom patients to render for the Swin")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that render and train")
     parser.add_argument("--cache", type=Path, default=outputs_root() / "backbones", help="where rendered phantoms lie")
@@ -46,7 +46,7 @@ def make_language(options: argparse.Namespace) -> dict:
     from lightmedvlm_utils.pretrain.language import pretrain_language
 
     studies = pd.read_parquet(options.studies)
-    return pretrain_language(studies, (options.target or BACKBONES) / "qwen3", options.language_minutes)
+    return pretrain_language(studies, (options.target or BACKBONES) / "qwen3", options.language_texts)
 
 
 def main() -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +20,15 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from lightmedvlm_utils.data.labels import ABSENT, label_sentence
 from lightmedvlm_utils.data.questions import build_questions
+from lightmedvlm_utils.data.wordings import DEVICES, KINDS, wordings
 from lightmedvlm_utils.files import atomic_path
 from lightmedvlm_utils.model.connectors import STATES
 from lightmedvlm_utils.model.processing import (
     END_OF_TURN,
     IMAGE_TOKEN,
+    OPEN_SYSTEM,
     PADDING,
     REPORT_SYSTEM,
     REPORT_USER,
@@ -38,7 +41,8 @@ from lightmedvlm_utils.observations import LABELS
 
 SPECIAL_TOKENS = (PADDING, "<|im_start|>", END_OF_TURN, "<|vision_start|>", "<|vision_end|>", IMAGE_TOKEN)
 VOCABULARY = 1600
-NUM_FACTS = 20
+NUM_FACTS = 22
+PEAK_RATE = 2e-3
 STATE_WORDS = dict(zip((0.0, -1.0, 1.0), STATES, strict=True))  # the words that SASA's disease loss will use
 # GPT-style splitting: a word with its leading space, digits one by one, runs of punctuation.
 _SPLIT = r"""[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
@@ -85,13 +89,21 @@ def small_language_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM
     return Qwen3ForCausalLM(config)
 
 
-def facts(states: np.ndarray, report: str, rng: np.random.Generator) -> list[str]:
-    """A study's facts in words: each label with its state, and some sentences of the report; NUM_FACTS at most."""
+def facts(states: np.ndarray, report: str, view: str, rng: np.random.Generator, asked: bool = False) -> list[str]:
+    """A study's facts in words: each label with its state, the view, and sentences of the report; NUM_FACTS at most.
+
+    A report is to be worded from some of its sentences; who is `asked` gets all that state a finding, which say where
+    and how much it is, as far as there is room.
+    """
     labels = [f" {label} {STATE_WORDS.get(state, STATES[0])}" for label, state in zip(LABELS, states, strict=True)]
-    sentences = [sentence for sentence in _SENTENCE.split(report) if sentence]
-    keep = rng.random() * 0.7
-    chosen = [" " + sentence for sentence in sentences if rng.random() < keep]
-    return labels + chosen[: NUM_FACTS - len(labels)]
+    sentences = [" " + sentence for sentence in _SENTENCE.split(report) if sentence]
+    if asked:
+        stated = [text for text in sentences if any(s != ABSENT for _, s in label_sentence(text.strip().lower()))]
+        chosen = [stated[i] for i in rng.permutation(len(stated))]
+    else:
+        keep = rng.random() * 0.7
+        chosen = [sentence for sentence in sentences if rng.random() < keep]
+    return [*labels, f" {view} view", *chosen][:NUM_FACTS]
 
 
 class FactReader:
@@ -115,44 +127,42 @@ class FactReader:
         return result.masked_scatter(places[..., None], vectors)
 
 
-def pretrain_language(studies: pd.DataFrame, target: Path, minutes: float, batch_size: int = 16) -> dict:
-    """Train for `minutes` on the training split of a study table and write model and tokenizer to `target`."""
+def pretrain_language(studies: pd.DataFrame, target: Path, texts: int, batch_size: int = 16) -> dict:
+    """Train on `texts` reports and questions of a study table's training split; writes model and tokenizer to `target`.
+
+    Questions in held-out wordings are never among them.
+    """
     train = studies[studies.split == "train"].reset_index(drop=True)
     held_out = studies[studies.split == "validate"].reset_index(drop=True)
-    questions = build_questions(train, per_study=8, seed=0, synthetic_minority=True)
-    texts = [*train.report, *questions.question, *LABELS, REPORT_SYSTEM, REPORT_USER, VQA_SYSTEM, VQA_USER]
-    texts += ["yes no present absent possible"] * 50
-    tokenizer = train_tokenizer(texts)
+    questions = build_questions(train, per_study=16, seed=0, synthetic_minority=True)
+    tokenizer = train_tokenizer([*train.report, *_words(questions)])
     processor = Processor(tokenizer, 1, (0,), (1,), num_image_tokens=NUM_FACTS, max_report_tokens=160)
     model, reader = small_language_model(tokenizer), FactReader(tokenizer)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, weight_decay=0.05, betas=(0.9, 0.98))
     rng = np.random.default_rng(0)
-    by_study = dict(tuple(questions.groupby("study_id")))
-    started, seen, reported, best = time.monotonic(), 0, 0.0, None
-    while (progress := (time.monotonic() - started) / (60 * minutes)) < 1:
-        rows = train.iloc[rng.permutation(len(train))]
-        rows = rows.iloc[np.argsort(rows.report.str.len().to_numpy() // 100, kind="stable")]
-        chunks = [rows.iloc[i : i + batch_size] for i in range(0, len(rows), batch_size)]
-        for index in rng.permutation(len(chunks)):
-            progress = min(1.0, (time.monotonic() - started) / (60 * minutes))
+    by_study = {study_id: list(found.itertuples()) for study_id, found in questions.groupby("study_id")}
+    seen, reported = 0, 0.0
+    while seen < texts:
+        for rows in _batches(train, batch_size, rng):
             for group in optimizer.param_groups:
-                group["lr"] = 2e-3 * min(1, (seen + batch_size) / 3200) * 0.5 * (1 + math.cos(math.pi * progress))
+                group["lr"] = (
+                    PEAK_RATE * min(1, (seen + batch_size) / 3200) * 0.5 * (1 + math.cos(math.pi * seen / texts))
+                )
             model.train()
-            loss = _loss(model, processor, reader, chunks[index], by_study, rng)
+            loss = _loss(model, processor, reader, rows, by_study, rng)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            seen += batch_size
-            if progress >= 1:
+            seen += len(rows)
+            if seen >= texts:
                 break
-            if progress - reported > 0.1:
-                reported = progress
-                best = _held_out_loss(model, processor, reader, held_out)
-                print(f"{progress:4.0%}  {seen:6d} texts  loss {loss.item():.3f}  held out {best:.3f}", flush=True)
+            if seen / texts - reported > 0.1:
+                reported = seen / texts
+                loss_now = _held_out_loss(model, processor, reader, held_out)
+                print(f"{reported:4.0%}  {seen:6d} texts  loss {loss.item():.3f}  held out {loss_now:.3f}", flush=True)
     record = {
         "texts_seen": seen,
-        "minutes": minutes,
         "training_reports": len(train),
         "held_out_loss": round(_held_out_loss(model, processor, reader, held_out), 4),
         "parameters": model.num_parameters(),
@@ -161,15 +171,34 @@ def pretrain_language(studies: pd.DataFrame, target: Path, minutes: float, batch
     return record
 
 
+def _words(questions: pd.DataFrame) -> list[str]:
+    """What the tokenizer learns beside the reports: questions, answers, prompts and the words of facts."""
+    every = [wordings("presence", label).known for label in LABELS if label != "No Finding"]
+    plain = [text for known in every for text in known]
+    prompts = [REPORT_SYSTEM, REPORT_USER, VQA_SYSTEM, VQA_USER, OPEN_SYSTEM, *LABELS, *DEVICES, *KINDS]
+    return [*questions.question, *questions.answer, *plain, *prompts, *[f"yes no view {' '.join(STATES)}"] * 50]
+
+
+def _batches(studies: pd.DataFrame, batch_size: int, rng: np.random.Generator) -> Iterator[pd.DataFrame]:
+    """One epoch in random order, reports of like length together."""
+    rows = studies.iloc[rng.permutation(len(studies))]
+    rows = rows.iloc[np.argsort(rows.report.str.len().to_numpy() // 100, kind="stable")]
+    chunks = [rows.iloc[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+    for index in rng.permutation(len(chunks)):
+        yield chunks[index]
+
+
 def _loss(model, processor, reader, rows: pd.DataFrame, by_study: dict, rng: np.random.Generator) -> Tensor:
-    """Half of the batches word reports, half answer questions, both from facts. An answer is one token, and only the
-    facts decide it: questions teach to read the facts, reports to word them."""
+    """Half of the batches word reports, half answer questions, both from facts. Only the facts decide an answer:
+    questions teach to read the facts, reports to word them."""
     states = rows[list(LABELS)].to_numpy(dtype=float)
-    known = [facts(s, report, rng) for s, report in zip(states, rows.report, strict=True)]
-    asked = [by_study[study_id] for study_id in rows.study_id if study_id in by_study]
-    if rng.random() < 1 / 2 and len(asked) == len(rows):
-        one = [found.iloc[rng.integers(len(found))] for found in asked]
-        prompts = [processor.question_prompt(row.question) for row in one]
+    views = [images[0]["view"] if len(images) else "" for images in rows.images]
+    asked = rng.random() < 1 / 2 and all(study_id in by_study for study_id in rows.study_id)
+    known = [facts(*of_one, rng, asked) for of_one in zip(states, rows.report, views, strict=True)]
+    if asked:
+        one = [by_study[study_id][rng.integers(len(by_study[study_id]))] for study_id in rows.study_id]
+        choices = [wordings(row.kind, row.subject, row.value, row.negated).known for row in one]
+        prompts = [processor.question_prompt(str(rng.choice(known))) for known in choices]
         targets = [row.answer for row in one]
     else:
         prompts, targets = [processor.report_prompt()] * len(rows), list(rows.report)
