@@ -7,7 +7,7 @@ held out, so that a model which answers them has understood the noun and not lea
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 KINDS = ("presence", "normality", "side", "zone", "severity", "view", "device", "count")
@@ -175,7 +175,7 @@ _FRAMES = {
 }
 
 
-@lru_cache(maxsize=None)
+@cache
 def wordings(kind: str, subject: str = "", value: str = "", negated: bool = False) -> Frames:
     """All wordings of one question, those that may be trained on and those held out.
 
