@@ -83,6 +83,7 @@ def _add_run(commands) -> None:
     _add_settings(run)
     run.add_argument("--dataset", default="phantom", choices=DATASETS, help="data set (%(default)s)")
     run.add_argument("--data-root", default="", metavar="DIR", help="folder of a real data set")
+    run.add_argument("--vqa-data", default="", metavar="DIR", help="published VQA data set for stage 3 and its test")
     run.add_argument("--run-name", default="", metavar="NAME", help="folder under outputs/ (the profile's name)")
     run.add_argument("--seed", default=0, type=int, help="seed of everything random (%(default)s)")
     run.add_argument("--from", dest="first", default="", metavar="NN", help="first notebook (number or name)")
@@ -206,6 +207,7 @@ def _run(arguments) -> int:
     repeated = {name for name in names if names.count(name) > 1}
     if repeated:
         raise UserError(f"Parameter {sorted(repeated)[0]!r} is given twice; give it once.")
+    vqa_data = str(Path(arguments.vqa_data).expanduser().resolve()) if arguments.vqa_data else ""
     try:
         record = run_course(
             profile,
@@ -215,7 +217,7 @@ def _run(arguments) -> int:
             arguments.seed,
             arguments.first,
             arguments.last,
-            parameters=dict(arguments.parameters),
+            parameters=dict(arguments.parameters) | ({"vqa_data": vqa_data} if vqa_data else {}),
             force=arguments.force,
             settings=settings,
             dry=arguments.dry_run,

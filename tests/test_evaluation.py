@@ -6,7 +6,7 @@ import pytest
 
 from lightmedvlm_utils.data.labels import label_reports
 from lightmedvlm_utils.errors import UserError
-from lightmedvlm_utils.evaluation import baselines, metrics, scorers
+from lightmedvlm_utils.evaluation import baselines, metrics, published, scorers
 from lightmedvlm_utils.evaluation.localization import (
     center_map,
     enlarge,
@@ -205,3 +205,15 @@ def test_localization_stands_beside_its_baselines():
     pointing = {row["system"]: row["value"] for row in rows if row["metric"] == "pointing_game"}
     assert pointing["sasa"] == 1 and pointing["uniform"] == pytest.approx(1 / 16)
     assert set(pointing) == {"sasa", "shuffled_image", "center", "uniform"}
+
+
+def test_published_answers_are_compared_by_their_words():
+    questions = pd.DataFrame({"answer": ["yes", "The left lung", "pa"], "closed": [True, False, False]})
+    questions = questions.assign(kind=["presence", "side", "view"], subject_id=[1, 2, 3])
+    rows = published.published_records(
+        questions, ["yes", "left lung.", "lateral"], system="sasa", protocol="vqa-rad", samples=20
+    )
+    assert find(rows, metric="accuracy", section="closed questions") == 1
+    assert find(rows, metric="accuracy", section="open questions") == 0.5
+    assert find(rows, metric="token_f1", section="view") == 0
+    assert published.token_f1("left lung", "right lung") == 0.5

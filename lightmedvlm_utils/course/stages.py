@@ -18,11 +18,12 @@ from torch import Tensor
 
 from lightmedvlm_utils.course.steps import Step
 from lightmedvlm_utils.data.questions import build_questions
+from lightmedvlm_utils.data.vqa_sets import VQASet, read_vqa
 from lightmedvlm_utils.errors import UserError
 from lightmedvlm_utils.files import write_json
 from lightmedvlm_utils.inference import Reporter
 from lightmedvlm_utils.learning.examples import Example, question_examples, report_examples
-from lightmedvlm_utils.learning.features import FEATURES, FeatureStore, ImageStore, Store
+from lightmedvlm_utils.learning.features import FEATURES, FeatureStore, ImageStore, Store, encode_studies
 from lightmedvlm_utils.learning.loop import evaluate_loss, prepare_stage, train, warm_up_diseases
 from lightmedvlm_utils.model.backbones import from_profile
 from lightmedvlm_utils.model.modeling import LightMedVLM
@@ -83,11 +84,36 @@ def study_features(step: Step, reporter: Reporter, studies: pd.DataFrame) -> lis
     return list(store(studies.study_id)["image_features"])
 
 
+def published_questions(step: Step) -> VQASet | None:
+    """The published VQA data set that a notebook's parameter `vqa_data` names; None where it names none.
+
+    Its studies get negative ids, so that none of them is taken for one of the run's own.
+    """
+    root = step.parameters.get("vqa_data", "")
+    if not root:
+        return None
+    found = read_vqa(root, step.data_root if step.dataset == "mimic" else "")
+    renamed = [table.assign(study_id=-table["study_id"]) for table in (found.studies, found.questions)]
+    return found._replace(studies=renamed[0], questions=renamed[1])
+
+
+def with_published_images(step: Step, store: Store, model: LightMedVLM, processor: Processor) -> Store:
+    """A stage's images together with those of the published VQA data set, if the run has one."""
+    published = published_questions(step)
+    if published is None:
+        return store
+    if isinstance(store, FeatureStore):
+        return store.joined(encode_studies(model, processor, published.studies))
+    store.add(published.studies)
+    return store
+
+
 def stage_examples(step: Step, number: int, studies: pd.DataFrame, processor: Processor, split: str) -> list[Example]:
     """What stage `number` learns from (`split="train"`) or is measured on (`"validate"`).
 
-    Stages 1 and 2 learn reports. Stage 3 learns questions, with `report_replay` of the reports among them so that
-    one model keeps both skills; its validation has questions alone.
+    Stages 1 and 2 learn reports. Stage 3 learns questions (the run's own, or those of the published data set that the
+    parameter `vqa_data` names), with `report_replay` of the reports among them so that one model keeps both skills; its
+    validation has questions alone.
     """
     settings = step.profile.stage(number)
     rows = studies[studies.split == split]
@@ -95,9 +121,13 @@ def stage_examples(step: Step, number: int, studies: pd.DataFrame, processor: Pr
         raise UserError(f"The study table has no {split} studies; run notebooks 01 and 02 on more data.")
     if number < 3:
         return report_examples(rows, processor)
-    synthetic = settings.synthetic_minority and split == "train"
-    asked = build_questions(rows, settings.questions_per_study, step.seed, synthetic_minority=synthetic)
-    questions = question_examples(asked, rows, processor)
+    published = published_questions(step)
+    if published is not None:
+        asked, shown = published.questions[published.questions["split"] == split], published.studies
+    else:
+        synthetic = settings.synthetic_minority and split == "train"
+        asked, shown = build_questions(rows, settings.questions_per_study, step.seed, synthetic), rows
+    questions = question_examples(asked, shown, processor)
     if split == "train" and settings.report_replay > 0:
         reports = report_examples(rows, processor)
         count = round(settings.report_replay * len(reports))
@@ -120,6 +150,8 @@ def run_stage(step: Step, number: int, connector: str, training: pd.DataFrame, v
     model, processor = start_of_stage(step, number, connector)
     prepare_stage(model, settings, profile.lora_rank, profile.lora_alpha, profile.lora_dropout, step.seed)
     store = image_store(step, number, pd.concat([training, validation]), processor)
+    if number == 3:
+        store = with_published_images(step, store, model, processor)
     held_out = stage_examples(step, number, validation, processor, "validate")
     history = []
     examples = stage_examples(step, number, training, processor, "train")

@@ -20,7 +20,7 @@ class Example:
     study_id: int
     prompt: str
     target: str
-    states: np.ndarray  # (14,) label states: 1, 0, -1 or NaN
+    states: np.ndarray | None  # (14,) label states: 1, 0, -1 or NaN; None where nobody labelled the study
 
 
 def report_examples(studies: pd.DataFrame, processor: Processor) -> list[Example]:
@@ -35,8 +35,9 @@ def report_examples(studies: pd.DataFrame, processor: Processor) -> list[Example
 
 
 def question_examples(questions: pd.DataFrame, studies: pd.DataFrame, processor: Processor) -> list[Example]:
-    """One example a question: its prompt and its answer."""
-    states = dict(zip(studies.study_id, studies[list(LABELS)].to_numpy(dtype=float), strict=True))
+    """One example a question: its prompt and its answer. `studies` may be without labels."""
+    labels = studies[list(LABELS)].to_numpy(dtype=float) if set(LABELS) <= set(studies) else [None] * len(studies)
+    states = dict(zip(studies.study_id, labels, strict=True))
     views = dict(zip(studies.study_id, num_views(studies), strict=True))
     return [
         Example(
@@ -54,6 +55,8 @@ def num_views(studies: pd.DataFrame) -> list[int]:
     return [len(images) for images in studies["images"]] if "images" in studies else [1] * len(studies)
 
 
-def disease_targets(states: np.ndarray) -> Tensor:
-    """Label states (B, 14) -> probabilities: present 1, uncertain 0.5, absent or not mentioned 0."""
+def disease_targets(states: np.ndarray | None) -> Tensor:
+    """Label states (14,) -> probabilities: present 1, uncertain 0.5, absent or not mentioned 0; NaN without states."""
+    if states is None:
+        return torch.full((len(LABELS),), torch.nan)
     return torch.tensor(np.select([states == 1, states == -1], [1.0, 0.5], 0.0), dtype=torch.float32)

@@ -36,6 +36,10 @@ class FeatureStore:
         rows = [self.row[int(study_id)] for study_id in study_ids]
         return {"image_features": self.features[rows].float()}
 
+    def joined(self, other: FeatureStore) -> FeatureStore:
+        """Both stores' studies in one."""
+        return FeatureStore([*self.row, *other.row], torch.cat([self.features, other.features]))
+
     def save(self, path: Path) -> None:
         ids = torch.tensor(list(self.row))
         with atomic_path(path) as temporary:
@@ -51,11 +55,14 @@ class ImageStore:
     """The images of studies, read and transformed when asked for: used where the encoder learns too."""
 
     def __init__(self, studies: pd.DataFrame, processor: Processor):
-        self.paths = {
-            int(study_id): [image["path"] for image in images]
-            for study_id, images in zip(studies.study_id, studies.images, strict=True)
-        }
+        self.paths: dict[int, list[str]] = {}
         self.processor = processor
+        self.add(studies)
+
+    def add(self, studies: pd.DataFrame) -> None:
+        """Know the images of these studies too."""
+        for study_id, images in zip(studies.study_id, studies.images, strict=True):
+            self.paths[int(study_id)] = [image["path"] for image in images]
 
     def __call__(self, study_ids: Sequence[int]) -> dict[str, Tensor]:
         """`pixel_values` (B, V, 3, S, S) and `view_mask` (B, V) of these studies."""

@@ -39,7 +39,7 @@ def make_batch(examples: Sequence[Example], store: Store, processor: Processor) 
 
 def make_disease_batch(examples: Sequence[Example], store: Store, processor: Processor) -> Batch:
     """Images or features, and the disease targets, without any text."""
-    targets = disease_targets(np.stack([e.states for e in examples]))
+    targets = torch.stack([disease_targets(e.states) for e in examples])
     return store([e.study_id for e in examples]) | {"disease_targets": targets}
 
 

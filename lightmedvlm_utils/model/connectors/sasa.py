@@ -122,7 +122,7 @@ class SASA(Connector):
         unit = (words[:, 2] - words[:, 0]).square().sum(-1)  # (14,)
         distance = (tokens[:, : len(LABELS)] - wanted).square().sum(-1) / unit  # (B, 14)
         weight = torch.where(state > 0, POSITIVE_WEIGHT, 1.0)
-        return (distance * weight)[known].mean()
+        return (distance * weight)[known].sum() / known.sum().clamp(min=1)  # a batch may be all unknown
 
     def _state_words(self) -> Tensor:
         if not self.has_disease_head:
