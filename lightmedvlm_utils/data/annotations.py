@@ -17,8 +17,8 @@ from lightmedvlm_utils.data.sources import SPLITS, refuse_two, skipped_table, us
 from lightmedvlm_utils.errors import UserError
 
 _COLUMNS = ["subject_id", "study_id", "split", "images", "text"]
-_SPLIT_NAMES = {"val": "validate", "valid": "validate"} | {name: name for name in SPLITS}
-_VIEWS = {
+SPLIT_NAMES = {"val": "validate", "valid": "validate"} | {name: name for name in SPLITS}
+VIEWS = {
     "postero-anterior": "PA",
     "antero-posterior": "AP",
     "frontal": "FRONTAL",
@@ -44,13 +44,13 @@ def read_r2gen(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
     def entries() -> Iterator[dict]:
         for split, items in content.items():
-            if split not in _SPLIT_NAMES or not isinstance(items, list):
+            if split not in SPLIT_NAMES or not isinstance(items, list):
                 raise UserError(f"{path} has a part {split!r}; expected lists named train, val and test.")
             for item in items:
                 item = item if isinstance(item, dict) else {}
                 yield {
                     "name": str(item.get("id", "?")),
-                    "split": _SPLIT_NAMES[split],
+                    "split": SPLIT_NAMES[split],
                     "study": item.get("study_id"),
                     "subject": item.get("subject_id"),
                     "paths": item.get("image_path"),
@@ -71,15 +71,15 @@ def read_rexrank(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
             for name, item in _load(path).items():
                 item = item if isinstance(item, dict) else {}
                 split = str(item.get("split", ""))
-                if split not in _SPLIT_NAMES:
-                    raise UserError(f"{path} names the split {split!r} for {name}; expected {', '.join(_SPLIT_NAMES)}.")
+                if split not in SPLIT_NAMES:
+                    raise UserError(f"{path} names the split {split!r} for {name}; expected {', '.join(SPLIT_NAMES)}.")
                 yield {
                     "name": name,
-                    "split": _SPLIT_NAMES[split],
+                    "split": SPLIT_NAMES[split],
                     "study": name,
                     "subject": item.get("subject_id"),
                     "paths": item.get("image_path"),
-                    "views": [_VIEWS.get(str(view).lower(), "") for view in item.get("frontal_lateral") or []],
+                    "views": [VIEWS.get(str(view).lower(), "") for view in item.get("frontal_lateral") or []],
                     "text": _rexrank_text(item),
                 }
 

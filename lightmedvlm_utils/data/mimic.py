@@ -80,6 +80,11 @@ def read_label_tables(root: Path) -> dict[str, pd.DataFrame]:
     return tables
 
 
+def patient_folder(subject_id: int) -> str:
+    """Where a patient's studies lie below `files/`: `p10/p10000032`."""
+    return f"p{str(subject_id)[:2]}/p{subject_id}"
+
+
 def _read_table(root: Path, stem: str, columns: list[str]) -> tuple[pd.DataFrame, Path]:
     path = _table_path(root, stem) or root / f"{stem}.csv.gz"
     return read_csv(path, columns), path
@@ -150,7 +155,7 @@ def _report_source(root: Path) -> Callable[[str], bytes]:
 def _read_study(root: Path, study_id: int, views: pd.DataFrame, read_report: Callable, skipped: list):
     """The raw row of one study, or None where its report cannot be read; what cannot be used went into `skipped`."""
     subject = int(views["subject_id"].iloc[0])
-    patient = f"files/p{str(subject)[:2]}/p{subject}"
+    patient = f"files/{patient_folder(subject)}"
     report = f"{patient}/s{study_id}.txt"
     try:
         text = decode_report(read_report(report))

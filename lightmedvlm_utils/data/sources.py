@@ -24,12 +24,15 @@ def skipped_table(skipped: list[tuple]) -> pd.DataFrame:
     return pd.DataFrame(skipped, columns=["study_id", "file", "reason"])
 
 
-def read_csv(path: Path, columns: Iterable[str]) -> pd.DataFrame:
-    """Read a CSV, gzipped or not; UserError if it is missing, damaged or lacks one of `columns`."""
+def read_csv(path: Path, columns: Iterable[str], **options) -> pd.DataFrame:
+    """Read a CSV, gzipped or not; UserError if it is missing, damaged or lacks one of `columns`.
+
+    `options` go to `pandas.read_csv`.
+    """
     if not path.is_file():
-        raise UserError(f"{path} is missing; data_root must be the folder that holds it.")
+        raise UserError(f"{path} is missing; give the folder that holds it.")
     try:
-        frame = pd.read_csv(path, low_memory=False)
+        frame = pd.read_csv(path, low_memory=False, **options)
     except (OSError, EOFError, zlib.error, ValueError) as error:  # ValueError: parser errors, wrong encodings
         raise UserError(f"{path} cannot be read ({error}); download it again.") from error
     missing = [column for column in columns if column not in frame]
