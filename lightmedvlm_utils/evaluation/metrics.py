@@ -1,7 +1,7 @@
 """What a report and a yes/no answer are worth. Functions named `*_draws` return bootstrap draws of metrics.
 
 Their `weights` come from `bootstrap_weights`: element 0 is the point estimate, the others are the resamples.
-Protocol "lightmedvlm": words as in `words` (lower case; headings and punctuation removed), the whole
+Protocol "study": words as in `words` (lower case; headings and punctuation removed), the whole
 reference, one reference a study. Label metrics name their rule for uncertain mentions in the protocol too.
 """
 

@@ -13,22 +13,22 @@ from lightmedvlm_utils.evaluation.bootstrap import PROTOCOL
 _TABLES = (
     (
         "Reports: findings named (label F1 by a rule-based labeler, uncertain counts as positive)",
-        ("report", "findings+impression", "lightmedvlm_uncertain_positive"),
+        ("report", "findings+impression", "study_uncertain_positive"),
         {"label_macro_f1": "macro F1", "label_micro_f1": "micro F1", "label_macro_f1_5": "macro F1, 5 labels"},
     ),
     (
         "Reports: overlap of words",
-        ("report", "findings+impression", "lightmedvlm"),
+        ("report", "findings+impression", "study"),
         {"bleu_1": "BLEU-1", "bleu_4": "BLEU-4", "rouge_l": "ROUGE-L", "cider": "CIDEr"},
     ),
     (
         "Yes/no questions",
-        ("vqa", "all questions", "lightmedvlm"),
+        ("vqa", "all questions", "study"),
         {"balanced_accuracy": "balanced accuracy", "auroc": "AUROC", "mcc": "MCC", "ece": "calibration error"},
     ),
     (
         "Localization: does the attention of a disease query find its finding?",
-        ("localization", "all findings", "lightmedvlm"),
+        ("localization", "all findings", "study"),
         {"pointing_game": "pointing game", "inside_mass": "mass inside the finding"},
     ),
 )
