@@ -36,7 +36,7 @@ SYSTEMS = {
     "nearest_neighbour": "report of the most similar training image",
     "most_frequent": "most frequent training report",
 }
-REPORT_PROTOCOL = "lightmedvlm_uncertain_positive"
+REPORT_PROTOCOL = "study_uncertain_positive"
 WHOLE = "findings+impression"
 Record = dict[str, Any]
 

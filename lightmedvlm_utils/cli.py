@@ -246,13 +246,12 @@ def _open(arguments):
 
 
 def _report(arguments) -> int:
+    from lightmedvlm_utils.data.reports import split_report
     from lightmedvlm_utils.files import write_text
 
     if arguments.output:
         _check_output(Path(arguments.output))
     views, reporter, folder = _open(arguments)
-    from lightmedvlm_utils.inference import split_report
-
     sections = split_report(reporter.report([views])[0])
     record = dict(images=arguments.image, model=str(folder), **sections, notice=NOT_FOR_CLINICAL_USE)
     text = "\n\n".join(f"{heading.capitalize()}: {body}" for heading, body in sections.items() if body)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lightmedvlm_utils.data.questions import is_closed
+from lightmedvlm_utils.data.reports import split_report as split_report  # with the reports it splits
 from lightmedvlm_utils.device import Precision, choose_device
 from lightmedvlm_utils.errors import UserError
 from lightmedvlm_utils.files import outputs_root
@@ -184,9 +185,3 @@ def newest_model() -> Path:
         f"No trained model was found under {outputs_root()}; `make run` (or `lightmedvlm run`) trains one, or name a "
         "checkpoint folder with --model."
     )
-
-
-def split_report(report: str) -> dict[str, str]:
-    """A generated report's findings and impression; a text without headings counts as findings."""
-    before, _, impression = report.partition("Impression:")
-    return {"findings": before.replace("Findings:", "", 1).strip(), "impression": impression.strip()}

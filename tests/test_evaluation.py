@@ -95,7 +95,7 @@ def test_report_scorer_ranks_right_above_wrong():
     scorer = scorers.ReportScorer(references, patients=[1, 2, 3, 4], samples=50)
     right = scorer.records("right", references, per_label=True)
     wrong = scorer.records("wrong", [CLEAR, EFFUSION, CLEAR, CLEAR])
-    protocol = "lightmedvlm_uncertain_positive"
+    protocol = "study_uncertain_positive"
     whole = {"section": "findings+impression", "protocol": protocol}
     assert find(right, metric="label_macro_f1", **whole) == 1
     assert find(wrong, metric="label_macro_f1", **whole) == 0

@@ -6,7 +6,14 @@ import time
 import numpy as np
 import pytest
 
-from lightmedvlm_utils.data.reports import SECTIONS, clean_report, clean_reports, parse_sections, report_text
+from lightmedvlm_utils.data.reports import (
+    SECTIONS,
+    clean_report,
+    clean_reports,
+    parse_sections,
+    report_text,
+    split_report,
+)
 from lightmedvlm_utils.phantom.patients import sample_patients
 from lightmedvlm_utils.phantom.reports import LAYOUTS, write_report
 
@@ -223,6 +230,14 @@ def test_report_text_omits_what_is_missing():
     assert report_text("Clear.", "Normal.") == "Findings: Clear. Impression: Normal."
     assert report_text("", "Normal.") == "Impression: Normal."
     assert report_text("", "") == ""
+
+
+def test_split_report_undoes_report_text():
+    for findings, impression in (("Clear.", "Normal."), ("", "Normal."), ("Other findings: none.", ""), ("", "")):
+        expected = {"findings": findings, "impression": impression}
+        assert split_report(report_text(findings, impression)) == expected
+        assert split_report(report_text(findings, impression).lower()) == {k: v.lower() for k, v in expected.items()}
+    assert split_report("The lungs are clear.") == {"findings": "The lungs are clear.", "impression": ""}
 
 
 def test_many_at_once_equal_one_by_one():

@@ -281,6 +281,19 @@ def report_text(findings: str, impression: str) -> str:
     return " ".join(f"{name}: {text}" for name, text in named if text)
 
 
+def split_report(report: str) -> dict[str, str]:
+    """The findings and the impression of a text in the form of `report_text`: its inverse.
+
+    A text without headings counts as findings; the impression reaches to the end. Nothing else is taken out.
+
+    >>> split_report("Findings: Clear. Impression: Normal.")
+    {'findings': 'Clear.', 'impression': 'Normal.'}
+    """
+    findings, *impression = re.split(r"\bimpression\s*:", report, maxsplit=1, flags=re.IGNORECASE)
+    findings = re.sub(r"^\s*findings\s*:", "", findings, flags=re.IGNORECASE)
+    return {"findings": findings.strip(), "impression": "".join(impression).strip()}
+
+
 def clean_reports(
     texts: Iterable[str], deid: str = "remove", priors: str = "keep", jobs: int | None = None, progress: bool = False
 ) -> pd.DataFrame:

@@ -15,7 +15,7 @@ import numpy as np
 
 from lightmedvlm_utils.errors import UserError
 
-PROTOCOL = "lightmedvlm"  # how texts are compared: see metrics.py
+PROTOCOL = "study"  # how texts are compared: see protocols.py
 
 
 class Estimate(NamedTuple):

@@ -1,8 +1,7 @@
 """What a report and a yes/no answer are worth. Functions named `*_draws` return bootstrap draws of metrics.
 
 Their `weights` come from `bootstrap_weights`: element 0 is the point estimate, the others are the resamples.
-Protocol "lightmedvlm": words as in `words` (lower case; headings and punctuation removed), the whole
-reference, one reference a study. Label metrics name their rule for uncertain mentions in the protocol too.
+What is compared (which section, which words, how often a study counts) is the protocol's business: `protocols.py`.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -22,6 +22,7 @@ from lightmedvlm_utils.observations import LABELS
 FIVE_LABELS = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
 UncertainAs = Literal["positive", "negative"]
 Draws = dict[str, np.ndarray]  # metric -> (1 + samples,) values, the point estimate first
+Tokenize = Callable[[str], list[str]]
 
 _HEADING = re.compile(r"\b(?:findings|impression)\s*:", re.IGNORECASE)
 _WORD = re.compile(r"\d+\.\d+|[^\W_]+(?:['’][^\W_]+)*")
@@ -42,24 +43,24 @@ def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
         return np.where(denominator == 0, np.nan, numerator / denominator)
 
 
-def _mean(values: Sequence[float], weights: np.ndarray) -> np.ndarray:
+def _mean(values: Sequence[float] | np.ndarray, weights: np.ndarray) -> np.ndarray:
     return weights @ np.asarray(values, float) / weights.sum(1)
 
 
 # ------------------------------------------------------------------------------------------ lexical overlap
 
 
-def _tokenized(reports: Sequence[str]) -> dict[int, list[str]]:
-    return {index: [" ".join(words(report))] for index, report in enumerate(reports)}
+def _tokenized(reports: Sequence[str], tokenize: Tokenize) -> dict[int, list[str]]:
+    return {index: [" ".join(tokenize(report))] for index, report in enumerate(reports)}
 
 
-def bleu_counts(references: Sequence[str], hypotheses: Sequence[str]) -> np.ndarray:
+def bleu_counts(references: Sequence[str], hypotheses: Sequence[str], tokenize: Tokenize = words) -> np.ndarray:
     """Per study `(n, 10)`: matched and proposed 1- to 4-grams, hypothesis length, reference length."""
     from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
 
     rows = []
     for (reference,), (hypothesis,) in zip(
-        _tokenized(references).values(), _tokenized(hypotheses).values(), strict=True
+        _tokenized(references, tokenize).values(), _tokenized(hypotheses, tokenize).values(), strict=True
     ):
         counts = cook_test(hypothesis, cook_refs([reference]))
         rows.append([*counts["correct"], *counts["guess"], counts["testlen"], *counts["reflen"]])
@@ -78,37 +79,111 @@ def bleu(totals: np.ndarray) -> np.ndarray:
     return score * np.exp(np.minimum(0, 1 - 1 / ratio))
 
 
-def lexical_draws(references: Sequence[str], hypotheses: Sequence[str], weights: np.ndarray) -> Draws:
+class _Overlap(NamedTuple):
+    """What lexical metrics are made of, per study: `bleu_counts` (n, 10); the others (n,)."""
+
+    counts: np.ndarray
+    rouge_l: np.ndarray
+    cider: np.ndarray
+    words: np.ndarray  # of the hypothesis
+
+
+def _overlap(references: Sequence[str], hypotheses: Sequence[str], tokenize: Tokenize) -> _Overlap:
+    from pycocoevalcap.cider.cider import Cider
+
+    counts = bleu_counts(references, hypotheses, tokenize)
+    expected, proposed = _tokenized(references, tokenize), _tokenized(hypotheses, tokenize)
+    rouge_l = np.array([_rouge_l(expected[index][0], proposed[index][0]) for index in expected])
+    return _Overlap(counts, rouge_l, Cider().compute_score(expected, proposed)[1], counts[:, 8])
+
+
+def _rouge_l(reference: str, hypothesis: str, beta: float = 1.2) -> float:
+    """F of the longest common subsequence (Lin 2004) of words: pycocoevalcap's to the last digit, tens of times faster.
+
+    A row of the usual table is one integer: a bit is 0 where the length grows (Hyyrö 2004, bit-parallel LCS).
+    """
+    expected, proposed = reference.split(" "), hypothesis.split(" ")
+    places: dict[str, int] = {}
+    for place, word in enumerate(expected):
+        places[word] = places.get(word, 0) | 1 << place
+    row = everywhere = (1 << len(expected)) - 1
+    for word in proposed:
+        matches = row & places.get(word, 0)
+        row = ((row + matches) | (row - matches)) & everywhere
+    common = len(expected) - row.bit_count()
+    precision, recall = common / len(proposed), common / len(expected)
+    return (1 + beta**2) * precision * recall / (recall + beta**2 * precision) if common else 0.0
+
+
+def lexical_draws(
+    references: Sequence[str], hypotheses: Sequence[str], weights: np.ndarray, tokenize: Tokenize = words
+) -> Draws:
     """BLEU-1 to 4 (corpus level), ROUGE-L (F, beta 1.2), CIDEr and mean length in words, per bootstrap draw.
 
     CIDEr takes its document frequencies from the whole set of references, in every draw: a CIDEr of another
     subset is another scale. Its value is 0 for a single study.
     """
-    from pycocoevalcap.cider.cider import Cider
-    from pycocoevalcap.rouge.rouge import Rouge
-
-    scores = bleu(weights @ bleu_counts(references, hypotheses))
-    expected, proposed = _tokenized(references), _tokenized(hypotheses)
+    overlap = _overlap(references, hypotheses, tokenize)
+    scores = bleu(weights @ overlap.counts)
     return {
         **{f"bleu_{order}": scores[:, order - 1] for order in (1, 2, 3, 4)},
-        "rouge_l": _mean(Rouge().compute_score(expected, proposed)[1], weights),
-        "cider": _mean(Cider().compute_score(expected, proposed)[1], weights),
-        "mean_words": _mean([len(words(report)) for report in hypotheses], weights),
+        "rouge_l": _mean(overlap.rouge_l, weights),
+        "cider": _mean(overlap.cider, weights),
+        "mean_words": _mean(overlap.words, weights),
     }
+
+
+def lexical_per_study(references: Sequence[str], hypotheses: Sequence[str]) -> pd.DataFrame:
+    """BLEU-4, ROUGE-L, CIDEr and number of words of each report `(n, 4)`.
+
+    BLEU-4 of one report is pycocoevalcap's sentence score: no smoothing but its small constants, so it is next to
+    0 without a common 4-gram, and its mean is not the BLEU-4 of the corpus. The means of the others are.
+    """
+    overlap = _overlap(references, hypotheses, words)
+    scores = {"bleu_4": bleu(overlap.counts)[:, 3], "rouge_l": overlap.rouge_l, "cider": overlap.cider}
+    return pd.DataFrame({**scores, "words": overlap.words.astype(int)})
+
+
+def length_draws(reports: Sequence[str], weights: np.ndarray, tokenize: Tokenize = words) -> Draws:
+    """Mean length in words, per bootstrap draw."""
+    return {"mean_words": _mean([len(tokenize(report)) for report in reports], weights)}
 
 
 # What every system's reports are measured by: functions of references, hypotheses and bootstrap weights.
 REPORT_METRICS: tuple[Callable[[Sequence[str], Sequence[str], np.ndarray], Draws], ...] = (lexical_draws,)
 
 
-def meteor_draws(references: Sequence[str], hypotheses: Sequence[str], weights: np.ndarray) -> Draws:
-    """METEOR 1.5, mean over studies. It is a Java program: raises UserError where there is no Java."""
-    if shutil.which("java") is None:
-        raise UserError("METEOR needs a Java runtime, and there is none: install one, or set meteor=False.")
+@lru_cache(maxsize=1)
+def _meteor():
+    """The program, started once: reading its tables takes longer than scoring hundreds of reports."""
     from pycocoevalcap.meteor.meteor import Meteor
 
-    scores = Meteor().compute_score(_tokenized(references), _tokenized(hypotheses))[1]
-    return {"meteor": _mean(scores, weights)}
+    return Meteor()
+
+
+def meteor_draws(
+    references: Sequence[str],
+    hypotheses: Sequence[str],
+    weights: np.ndarray,
+    tokenize: Tokenize = words,
+    corpus: bool = False,
+) -> Draws:
+    """METEOR 1.5 per bootstrap draw: mean over studies, or of the `corpus`, which is what pycocoevalcap returns and
+    papers print. It is a Java program: raises UserError where there is no Java."""
+    if shutil.which("java") is None:
+        raise UserError("METEOR needs a Java runtime, and there is none: install one, or set meteor=False.")
+    meteor = _meteor()
+    expected, proposed = _tokenized(references, tokenize), _tokenized(hypotheses, tokenize)
+    if not corpus:
+        return {"meteor": _mean(meteor.compute_score(expected, proposed)[1], weights)}
+    counts = np.array([meteor._stat(proposed[i][0], expected[i]).split() for i in expected], float)
+    # METEOR of a corpus is a function of summed counts, as BLEU is: one line asks for all resamples. The program
+    # answers a line each, and one for all together, which means nothing here.
+    asked = " ||| ".join(" ".join(map(str, row)) for row in (weights @ counts).tolist())
+    meteor.meteor_p.stdin.write(f"EVAL ||| {asked}\n".encode())
+    meteor.meteor_p.stdin.flush()
+    answers = [float(meteor.meteor_p.stdout.readline()) for _ in range(len(weights) + 1)]
+    return {"meteor": np.array(answers[:-1])}
 
 
 def distinct_ratio(reports: Sequence[str]) -> float:
@@ -198,6 +273,16 @@ def label_f1(reference: pd.DataFrame, predicted: pd.DataFrame, uncertain_as: Unc
     left_out = tuple(table.index[table["f1"].isna()])
     macro, micro, macro_5, micro_5 = (float(scores[name][0]) for name in names)
     return LabelF1(table, macro, micro, macro_5, micro_5, left_out)
+
+
+def label_counts(
+    reference: pd.DataFrame, predicted: pd.DataFrame, uncertain_as: UncertainAs = "positive"
+) -> pd.DataFrame:
+    """True positives, false positives and false negatives of each study's 14 labels `(n, 3)`: summed over studies
+    they give the micro F1."""
+    truth, guess = positive(reference, uncertain_as), positive(predicted, uncertain_as)
+    cells = {"label_tp": truth & guess, "label_fp": ~truth & guess, "label_fn": truth & ~guess}
+    return pd.DataFrame({name: cell.sum(1) for name, cell in cells.items()})
 
 
 # ------------------------------------------------------------------------------------------ yes/no answers

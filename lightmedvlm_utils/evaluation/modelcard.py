@@ -13,22 +13,27 @@ from lightmedvlm_utils.evaluation.bootstrap import PROTOCOL
 _TABLES = (
     (
         "Reports: findings named (label F1 by a rule-based labeler, uncertain counts as positive)",
-        ("report", "findings+impression", "lightmedvlm_uncertain_positive"),
+        ("report", "findings+impression", "study_uncertain_positive"),
         {"label_macro_f1": "macro F1", "label_micro_f1": "micro F1", "label_macro_f1_5": "macro F1, 5 labels"},
     ),
     (
         "Reports: overlap of words",
-        ("report", "findings+impression", "lightmedvlm"),
+        ("report", "findings+impression", "study"),
         {"bleu_1": "BLEU-1", "bleu_4": "BLEU-4", "rouge_l": "ROUGE-L", "cider": "CIDEr"},
     ),
     (
+        "Reports: overlap of words as in R2Gen's tables (findings; rare words and long references' ends left out)",
+        ("report", "findings", "r2gen"),
+        {"bleu_1": "BLEU-1", "bleu_4": "BLEU-4", "meteor": "METEOR", "rouge_l": "ROUGE-L", "cider": "CIDEr"},
+    ),
+    (
         "Yes/no questions",
-        ("vqa", "all questions", "lightmedvlm"),
+        ("vqa", "all questions", "study"),
         {"balanced_accuracy": "balanced accuracy", "auroc": "AUROC", "mcc": "MCC", "ece": "calibration error"},
     ),
     (
         "Localization: does the attention of a disease query find its finding?",
-        ("localization", "all findings", "lightmedvlm"),
+        ("localization", "all findings", "study"),
         {"pointing_game": "pointing game", "inside_mass": "mass inside the finding"},
     ),
 )
@@ -48,7 +53,7 @@ def model_card(
     records: Sequence[Mapping], profile: Profile, dataset: str, train_studies: int, connector_name: str
 ) -> str:
     """Markdown: what the model is, what it may be used for, how it scored, what it cannot do."""
-    count = max((row["n"] for row in records if row["task"] == "report"), default=0)
+    count = max((row["n"] for row in records if row["task"] == "report" and row["unit"] == "study"), default=0)
     parts = [
         f"# LightMedVLM, profile `{profile.name}`, data set `{dataset}`",
         f"**{NOT_FOR_CLINICAL_USE}**",
@@ -62,8 +67,8 @@ def model_card(
         f"Training split of `{dataset}`: {train_studies:,} studies, balanced before stages 2 and 3. Evaluated on "
         f"{count:,} held-out studies; no patient is in both.",
         "## Results",
-        "Intervals: 95 %, bootstrap over patients. Protocol: words in lower case without punctuation and headings, "
-        "whole references, one per study.",
+        "Intervals: 95 %, bootstrap over patients. Unless a table says otherwise: words in lower case without "
+        "punctuation and headings, whole references, one per study.",
         *(_table(records, *table) for table in _TABLES),
         "## Limits",
         _LIMITS.format(clinical=NOT_FOR_CLINICAL_USE) + (_PHANTOM_LIMIT if dataset == "phantom" else ""),
