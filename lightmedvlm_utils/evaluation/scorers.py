@@ -14,7 +14,14 @@ import pandas as pd
 from lightmedvlm_utils.data.labels import label_reports
 from lightmedvlm_utils.errors import UserError
 from lightmedvlm_utils.evaluation import metrics
-from lightmedvlm_utils.evaluation.bootstrap import PROTOCOL, Estimate, bootstrap_weights, records
+from lightmedvlm_utils.evaluation.bootstrap import (
+    PROTOCOL,
+    Estimate,
+    bootstrap_weights,
+    difference_records,
+    records,
+)
+from lightmedvlm_utils.evaluation.clinical import Models, check_clinical, clinical_draws
 from lightmedvlm_utils.evaluation.protocols import WHOLE, Comparison, R2Gen, Style, Where, study_comparisons
 from lightmedvlm_utils.observations import LABELS
 
@@ -39,6 +46,9 @@ class ReportScorer:
     `references` are whole cleaned reports; `patients` decides what the bootstrap resamples together. Labels
     of both sides come from the same rule-based labeler. Protocol "r2gen" is recorded with an `r2gen_style`, by the data
     set; it needs `train_reports` (its vocabulary) and, for "mimic", `images` (their number in each study).
+
+    `clinical` names metrics of `clinical.py`, `clinical_models` says where their models lie, `dataset` what the
+    reports are of. A metric that cannot run is missing in the records and listed in `refused`, name -> why.
     """
 
     def __init__(
@@ -53,7 +63,13 @@ class ReportScorer:
         images: Sequence[int] | None = None,
         train_reports: Sequence[str] | None = None,
         r2gen_style: Style | None = None,
+        clinical: Sequence[str] = (),
+        clinical_models: Models | None = None,
+        dataset: str = "",
     ):
+        check_clinical(clinical, clinical_models)
+        self.clinical, self.clinical_models, self.dataset = list(clinical), clinical_models, dataset
+        self.refused: dict[str, str] = {}
         self.references, self.section, self.meteor = list(references), section, meteor
         self.study_ids = range(len(self.references)) if study_ids is None else study_ids
         self.patients, self.weights = np.asarray(patients), bootstrap_weights(patients, samples, seed)
@@ -85,7 +101,16 @@ class ReportScorer:
             self._draws[key] = {}
             for comparison in self.comparisons:
                 self._draws[key] |= self._compute_draws(comparison, key)
+            self._draws[key] |= self._clinical_draws(key)
         return self._draws[key]
+
+    def _clinical_draws(self, reports: Sequence[str]) -> dict[Where, metrics.Draws]:
+        names = [name for name in self.clinical if name not in self.refused]
+        found, refused = clinical_draws(
+            names, self.references, reports, self.weights, self.clinical_models, self.dataset
+        )
+        self.refused |= refused
+        return {self.whole._replace(protocol=protocol): draws for protocol, draws in found.items()}
 
     def _checked(self, reports: Sequence[str]) -> tuple[str, ...]:
         if len(reports) != len(self.references):
@@ -153,8 +178,9 @@ class ReportScorer:
         """Paired differences first - second, recorded as system `name`: resolved where 0 lies outside."""
         rows, other = [], self.draws(second)
         for where, draws in self.draws(first).items():
-            gaps = {metric: values - other[where][metric] for metric, values in draws.items()}
-            rows += _rows(gaps, name, where)
+            both = draws.keys() & other.get(where, {}).keys()  # not a clinical metric that one of them has not
+            gaps = {metric: values - other[where][metric] for metric, values in draws.items() if metric in both}
+            rows += difference_records(gaps, system=name, task="report", **where._asdict())
         return rows
 
 
@@ -200,7 +226,7 @@ class VQAScorer:
             chosen = sections[section]
             one, other = (self._draws(*self._padded(system), chosen) for system in (first, second))
             gaps = {metric: one[metric] - other[metric] for metric in one if metric in other}
-            rows += self._rows(gaps, name, section, chosen)
+            rows += difference_records(gaps, **self._about(name, section, chosen))
         return rows
 
     def flips(self, system: str, again: Sequence[str], answers: Sequence[str], section: str) -> list[dict]:
@@ -242,9 +268,12 @@ class VQAScorer:
         return draws
 
     def _rows(self, scores, system: str, section: str, chosen: np.ndarray) -> list[dict]:
+        return records(scores, **self._about(system, section, chosen))
+
+    def _about(self, system: str, section: str, chosen: np.ndarray) -> dict[str, Any]:
         task = "vqa" if self.closed[chosen].all() else "vqa_open"
-        about: dict[str, Any] = {"task": task, "unit": "question", "n": int(chosen.sum())}
-        return records(scores, system=system, section=section.removesuffix(", open"), **about)
+        about = {"system": system, "task": task, "section": section.removesuffix(", open")}
+        return about | {"unit": "question", "n": int(chosen.sum())}
 
 
 def finding_records(
