@@ -207,7 +207,12 @@ def _run(arguments) -> int:
     repeated = {name for name in names if names.count(name) > 1}
     if repeated:
         raise UserError(f"Parameter {sorted(repeated)[0]!r} is given twice; give it once.")
-    vqa_data = str(Path(arguments.vqa_data).expanduser().resolve()) if arguments.vqa_data else ""
+    extra = {}
+    if arguments.vqa_data:
+        from lightmedvlm_utils.data.vqa_sets import find_vqa
+
+        find_vqa(arguments.vqa_data)  # what is no VQA data set is refused now, not in an hour
+        extra["vqa_data"] = str(Path(arguments.vqa_data).expanduser().resolve())
     try:
         record = run_course(
             profile,
@@ -217,7 +222,7 @@ def _run(arguments) -> int:
             arguments.seed,
             arguments.first,
             arguments.last,
-            parameters=dict(arguments.parameters) | ({"vqa_data": vqa_data} if vqa_data else {}),
+            parameters=dict(arguments.parameters) | extra,
             force=arguments.force,
             settings=settings,
             dry=arguments.dry_run,

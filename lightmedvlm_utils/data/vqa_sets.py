@@ -109,7 +109,7 @@ def read_vqa(
 
     Raises UserError where `root` holds no such set, a file is damaged or contradicts itself, or nothing can be used.
     """
-    form, folder = _form(_folder(root, "the VQA data set"))
+    form, folder = find_vqa(root)
     images = _folder(image_root, "its images") if str(image_root) else Path(root).expanduser().resolve()
     with _garbage_left_alone():
         rows = form.read(folder)
@@ -153,8 +153,12 @@ def _folder(path: str | Path, what: str) -> Path:
     return folder
 
 
-def _form(root: Path) -> tuple[VQAForm, Path]:
-    """The form found in a folder, the official one first, and the folder that holds its files."""
+def find_vqa(folder: str | Path) -> tuple[VQAForm, Path]:
+    """The form of the VQA data set in a folder, the official one first, and the folder that holds its files.
+
+    Raises UserError where there is none, or more than one.
+    """
+    root = _folder(folder, "the VQA data set")
     found: dict[str, tuple[VQAForm, Path]] = {}
     for form in FORMS:
         path = next((path for pattern in form.files for path in root.glob(pattern)), None)
