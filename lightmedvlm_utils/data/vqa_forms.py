@@ -164,7 +164,7 @@ def read_mimic_cxr_vqa(folder: Path) -> pd.DataFrame:
 
 
 def _refuse_foreign_splits(frame: pd.DataFrame, folder: Path) -> None:
-    named = _of_each(plain, frame["split"])
+    named = _lower(frame["split"])
     foreign = _of_distinct(lambda name: SPLIT_NAMES.get(name, ""), named) != frame["published"]
     if foreign.any():
         file, split = frame.loc[foreign, "file"].iloc[0], named[foreign].iloc[0]
@@ -176,8 +176,8 @@ def _arguments(value: object) -> tuple[tuple[str, ...], tuple[str, ...]]:
     filled = value if isinstance(value, dict) else {}
     attributes, categories = filled.get("attribute"), filled.get("category")
     return (
-        tuple(map(plain, attributes.values())) if isinstance(attributes, dict) else (),
-        tuple(map(plain, categories.values())) if isinstance(categories, dict) else (),
+        tuple(map(str, attributes.values())) if isinstance(attributes, dict) else (),
+        tuple(map(str, categories.values())) if isinstance(categories, dict) else (),
     )
 
 
@@ -252,7 +252,17 @@ def _of_distinct(function: Callable, values: pd.Series) -> pd.Series:
 
 
 def _lower(values: pd.Series) -> pd.Series:
-    return _of_each(lambda value: plain(value).lower(), values)
+    """Every value as text in lower case; each of a few names is looked at once."""
+    known: dict[str, str] = {}
+
+    def of(value: object) -> str:
+        if not isinstance(value, str):
+            return plain(value).lower()
+        if value not in known:
+            known[value] = plain(value).lower()
+        return known[value]
+
+    return _of_each(of, values)
 
 
 def _image_numbers(names: pd.Series, pattern: str) -> pd.Series:

@@ -103,7 +103,7 @@ def label_and_device(terms: tuple[str, ...], categories: tuple[str, ...]) -> tup
     >>> label_and_device(("pneumonia",), ()), label_and_device((), ("device", "tubesandlines"))
     (('Pneumonia', False), ('Support Devices', True))
     """
-    terms, categories = (tuple(name.lower() for name in names) for names in (terms, categories))
+    terms, categories = (tuple(plain(name).lower() for name in names) for names in (terms, categories))
     device = bool(terms or categories) and DEVICES.issuperset(terms) and DEVICE_CATEGORIES.issuperset(categories)
     if not terms and set(categories) == DEVICE_CATEGORIES:
         return "Support Devices", device
@@ -131,12 +131,16 @@ def plain(value: object) -> str:
 
 
 def joined(value: object) -> str:
-    """`normalized`; of a list the parts, each once, sorted, with ", " between them."""
-    return _joined_list(tuple(map(plain, value))) if isinstance(value, list) else normalized(value)
+    """`normalized`; of a list the parts, each once, sorted, with ", " between them.
+
+    >>> joined(["pneumonia", "Edema"]), joined([])
+    ('edema, pneumonia', '')
+    """
+    return _joined_parts(tuple(map(plain, value))) if isinstance(value, list) else normalized(value)
 
 
-@lru_cache(maxsize=100_000)
-def _joined_list(parts: tuple[str, ...]) -> str:
+@lru_cache(maxsize=100_000)  # answers are made of few parts
+def _joined_parts(parts: tuple[str, ...]) -> str:
     return ", ".join(sorted({normalized(part) for part in parts} - {""}))
 
 

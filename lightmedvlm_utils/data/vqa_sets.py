@@ -266,12 +266,11 @@ def _tables(
     studies = both.drop_duplicates("study_id").drop(columns="rank")
     pairs = zip(studies["image"], studies["view"], strict=True)
     studies["images"] = [[{"path": paths[image], "view": view}] for image, view in pairs]
-    questions = usable.assign(closed=usable["answer"].isin(["yes", "no"])).sort_values("study_id", kind="stable")
+    columns = [*QUESTION_COLUMNS, "reference_id"] if differences else QUESTION_COLUMNS
+    questions = usable.assign(closed=usable["answer"].isin(["yes", "no"]))[columns].astype({"study_id": "int64"})
     skipped = rows.loc[rows["reason"] != "", _REASONS]
-    extra = ["reference_id"] if differences else []
-    ids = {"subject_id": "int64", "study_id": "int64"}
     return (
-        studies[STUDY_COLUMNS].astype(ids).reset_index(drop=True),
-        questions[[*QUESTION_COLUMNS, *extra]].astype({"study_id": "int64"}).infer_objects().reset_index(drop=True),
-        skipped.infer_objects().reset_index(drop=True),
+        studies[STUDY_COLUMNS].astype({"subject_id": "int64", "study_id": "int64"}).reset_index(drop=True),
+        questions.sort_values("study_id", kind="stable", ignore_index=True).infer_objects(),
+        skipped.reset_index(drop=True).infer_objects(),
     )
