@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -36,20 +36,21 @@ def words(report: str) -> list[str]:
     return _WORD.findall(_HEADING.sub(" ", report).lower())
 
 
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     """Quotient that is NaN, silently, where there is nothing to divide by."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(denominator == 0, np.nan, numerator / denominator)
 
 
-def _mean(values: Sequence[float], weights: np.ndarray) -> np.ndarray:
+def mean(values: Sequence[float], weights: np.ndarray) -> np.ndarray:
     return weights @ np.asarray(values, float) / weights.sum(1)
 
 
 # ------------------------------------------------------------------------------------------ lexical overlap
 
 
-def _tokenized(reports: Sequence[str]) -> dict[int, list[str]]:
+def tokenized(reports: Sequence[str]) -> dict[int, list[str]]:
+    """The reports as pycocoevalcap takes them: a list with one text by number."""
     return {index: [" ".join(words(report))] for index, report in enumerate(reports)}
 
 
@@ -58,9 +59,7 @@ def bleu_counts(references: Sequence[str], hypotheses: Sequence[str]) -> np.ndar
     from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
 
     rows = []
-    for (reference,), (hypothesis,) in zip(
-        _tokenized(references).values(), _tokenized(hypotheses).values(), strict=True
-    ):
+    for (reference,), (hypothesis,) in zip(tokenized(references).values(), tokenized(hypotheses).values(), strict=True):
         counts = cook_test(hypothesis, cook_refs([reference]))
         rows.append([*counts["correct"], *counts["guess"], counts["testlen"], *counts["reflen"]])
     return np.array(rows, float).reshape(-1, 10)
@@ -74,8 +73,8 @@ def bleu(totals: np.ndarray) -> np.ndarray:
     matched, proposed, length, reference_length = np.split(totals, [4, 8, 9], axis=-1)
     precision = (matched + 1e-15) / (proposed + 1e-9)
     score = np.cumprod(precision, axis=-1) ** (1 / np.arange(1, 5))
-    ratio = (length + 1e-15) / (reference_length + 1e-9)
-    return score * np.exp(np.minimum(0, 1 - 1 / ratio))
+    relative = (length + 1e-15) / (reference_length + 1e-9)
+    return score * np.exp(np.minimum(0, 1 - 1 / relative))
 
 
 def lexical_draws(references: Sequence[str], hypotheses: Sequence[str], weights: np.ndarray) -> Draws:
@@ -88,17 +87,13 @@ def lexical_draws(references: Sequence[str], hypotheses: Sequence[str], weights:
     from pycocoevalcap.rouge.rouge import Rouge
 
     scores = bleu(weights @ bleu_counts(references, hypotheses))
-    expected, proposed = _tokenized(references), _tokenized(hypotheses)
+    expected, proposed = tokenized(references), tokenized(hypotheses)
     return {
         **{f"bleu_{order}": scores[:, order - 1] for order in (1, 2, 3, 4)},
-        "rouge_l": _mean(Rouge().compute_score(expected, proposed)[1], weights),
-        "cider": _mean(Cider().compute_score(expected, proposed)[1], weights),
-        "mean_words": _mean([len(words(report)) for report in hypotheses], weights),
+        "rouge_l": mean(Rouge().compute_score(expected, proposed)[1], weights),
+        "cider": mean(Cider().compute_score(expected, proposed)[1], weights),
+        "mean_words": mean([len(words(report)) for report in hypotheses], weights),
     }
-
-
-# What every system's reports are measured by: functions of references, hypotheses and bootstrap weights.
-REPORT_METRICS: tuple[Callable[[Sequence[str], Sequence[str], np.ndarray], Draws], ...] = (lexical_draws,)
 
 
 def meteor_draws(references: Sequence[str], hypotheses: Sequence[str], weights: np.ndarray) -> Draws:
@@ -107,8 +102,8 @@ def meteor_draws(references: Sequence[str], hypotheses: Sequence[str], weights: 
         raise UserError("METEOR needs a Java runtime, and there is none: install one, or set meteor=False.")
     from pycocoevalcap.meteor.meteor import Meteor
 
-    scores = Meteor().compute_score(_tokenized(references), _tokenized(hypotheses))[1]
-    return {"meteor": _mean(scores, weights)}
+    scores = Meteor().compute_score(tokenized(references), tokenized(hypotheses))[1]
+    return {"meteor": mean(scores, weights)}
 
 
 def distinct_ratio(reports: Sequence[str]) -> float:
@@ -150,9 +145,9 @@ def label_draws(
     for suffix, names in (("", LABELS), ("_5", FIVE_LABELS)):
         columns = [LABELS.index(name) for name in names]
         tp, errors = hits[:, columns], (alarms + misses)[:, columns]
-        per_label = np.ma.masked_invalid(_ratio(2 * tp, 2 * tp + errors))
+        per_label = np.ma.masked_invalid(ratio(2 * tp, 2 * tp + errors))
         draws[f"label_macro_f1{suffix}"] = per_label.mean(1).filled(np.nan)
-        draws[f"label_micro_f1{suffix}"] = _ratio(2 * tp.sum(1), (2 * tp + errors).sum(1))
+        draws[f"label_micro_f1{suffix}"] = ratio(2 * tp.sum(1), (2 * tp + errors).sum(1))
     return draws
 
 
@@ -165,7 +160,7 @@ def per_label_draws(
     """F1 of each label, per bootstrap draw; NaN where a draw has no positive on either side."""
     truth, guess = positive(reference, uncertain_as), positive(predicted, uncertain_as)
     tp, fp, fn, _ = _confusion(truth, guess, weights)
-    scores = _ratio(2 * tp, 2 * tp + fp + fn)
+    scores = ratio(2 * tp, 2 * tp + fp + fn)
     return {label: scores[:, index] for index, label in enumerate(LABELS)}
 
 
@@ -186,9 +181,9 @@ def label_f1(reference: pd.DataFrame, predicted: pd.DataFrame, uncertain_as: Unc
     truth, guess = positive(reference, uncertain_as), positive(predicted, uncertain_as)
     tp, fp, fn, _ = (cell[0] for cell in _confusion(truth, guess, everyone))
     columns = {
-        "precision": _ratio(tp, tp + fp),
-        "recall": _ratio(tp, tp + fn),
-        "f1": _ratio(2 * tp, 2 * tp + fp + fn),
+        "precision": ratio(tp, tp + fp),
+        "recall": ratio(tp, tp + fn),
+        "f1": ratio(2 * tp, 2 * tp + fp + fn),
         "support": (tp + fn).astype(int),
         "predicted": (tp + fp).astype(int),
     }
@@ -207,15 +202,15 @@ def vqa_draws(truth: Sequence[bool], predicted: Sequence[bool], weights: np.ndar
     """Accuracy, sensitivity, specificity, their mean and Matthews' correlation, per bootstrap draw."""
     cells = _confusion(np.asarray(truth, bool)[:, None], np.asarray(predicted, bool)[:, None], weights)
     tp, fp, fn, tn = (cell[:, 0] for cell in cells)
-    sensitivity, specificity = _ratio(tp, tp + fn), _ratio(tn, tn + fp)
+    sensitivity, specificity = ratio(tp, tp + fn), ratio(tn, tn + fp)
     spread = np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
     return {
-        "accuracy": _ratio(tp + tn, weights.sum(1)),
+        "accuracy": ratio(tp + tn, weights.sum(1)),
         "balanced_accuracy": (sensitivity + specificity) / 2,
         "sensitivity": sensitivity,
         "specificity": specificity,
         # A constant answer correlates with nothing: by convention 0, not undefined.
-        "mcc": np.where(spread == 0, 0.0, np.nan_to_num(_ratio(tp * tn - fp * fn, spread))),
+        "mcc": np.where(spread == 0, 0.0, np.nan_to_num(ratio(tp * tn - fp * fn, spread))),
     }
 
 
@@ -236,7 +231,7 @@ def probability_draws(
     below = no.cumsum(1) - no / 2  # "no" items ranked below each distinct probability, ties half
     gaps = np.where(_bin(chance, bins)[:, None] == np.arange(bins), (chance - is_yes)[:, None], 0)
     return {
-        "auroc": _ratio((yes * below).sum(1), yes.sum(1) * no.sum(1)),
+        "auroc": ratio((yes * below).sum(1), yes.sum(1) * no.sum(1)),
         "ece": np.abs(weights @ gaps).sum(1) / weights.sum(1),
     }
 

@@ -5,7 +5,7 @@ With the same bootstrap weights for all, differences between systems are paired.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,14 @@ import pandas as pd
 from lightmedvlm_utils.data.labels import label_reports
 from lightmedvlm_utils.evaluation import metrics
 from lightmedvlm_utils.evaluation.bootstrap import PROTOCOL, Estimate, bootstrap_weights, records
+from lightmedvlm_utils.evaluation.facts import fact_draws
 from lightmedvlm_utils.observations import LABELS
+
+# What every system's reports are measured by: functions of references, hypotheses and bootstrap weights.
+REPORT_METRICS: tuple[Callable[[Sequence[str], Sequence[str], np.ndarray], metrics.Draws], ...] = (
+    metrics.lexical_draws,
+    fact_draws,
+)
 
 
 class ReportScorer:
@@ -47,15 +54,15 @@ class ReportScorer:
 
     def _compute_draws(self, reports: Sequence[str]) -> dict[str, metrics.Draws]:
         predicted = label_reports(reports)
-        chosen = (*metrics.REPORT_METRICS, *((metrics.meteor_draws,) if self.meteor else ()))
-        lexical: metrics.Draws = {}
+        chosen = (*REPORT_METRICS, *((metrics.meteor_draws,) if self.meteor else ()))
+        whole: metrics.Draws = {}
         for draws in chosen:
-            lexical |= draws(self.references, reports, self.weights)
+            whole |= draws(self.references, reports, self.weights)
         labelled = {
             f"{PROTOCOL}_uncertain_{rule}": metrics.label_draws(self.labels, predicted, self.weights, rule)
             for rule in ("positive", "negative")
         }
-        return {PROTOCOL: lexical} | labelled
+        return {PROTOCOL: whole} | labelled
 
     def records(self, system: str, reports: Sequence[str], per_label: bool = False) -> list[dict]:
         """Records of one system; with `per_label` also F1 by label, the label standing as the section."""
