@@ -97,6 +97,7 @@ _TELLTALES = {
     "endotracheal tube": r"\bcarina\b",
     "central line": r"\bsvc\b|\bcava\b|cava?o?a?-?atrial|caval|\batrium\b",
 }
+_REACH = 200  # letters from a mention in which its kind is looked for: time stays in proportion to the text
 _VENOUS = {"PICC", "port", "pulmonary artery catheter"}  # central lines too, in words
 
 
@@ -111,7 +112,8 @@ _BY_TELLTALE = (tuple(_TELLTALES), _alternatives(_TELLTALES))
 _BREAK = re.compile(
     r"(?P<inside>\b(?:amounts?|areas?|foc(?:us|i)|degrees?|regions?|patch(?:es)?|bands?|components?|volumes?|levels?) "
     r"of\b(?: the\b)?)|"
-    r"\b(?:in|at|on|of|with|within|without|from|by|for|a|an|the|no|not|than|which|that|is|are|was|were|has|have|had|be|been|may|might|could|remains?|appears?|shows?|seen|noted|identified|present|clear|normal|unremarkable|"
+    r"\b(?:in|at|on|of|with|within|without|from|by|for|a|an|the|no|not|than|which|that|is|are|was|were|has|have|had|"
+    r"be|been|may|might|could|remains?|appears?|shows?|seen|noted|identified|present|clear|normal|unremarkable|"
     r"intact|expanded|represent\w*|reflect\w*|suggest\w*|indicat\w*|demonstrat\w*|reveal\w*|contain\w*|involv\w*|"
     r"obscur\w*|caus\w*|develop\w*|consistent|compatible|caps?|overl\w+|project\w*|ends?|tips?|compress\w*)\b"
 )
@@ -169,7 +171,7 @@ def compares_with_prior(report: str) -> bool:
     return any(sentence_compares(sentence) for _, text in _sections(report) for sentence in split_sentences(text))
 
 
-def contradictions(facts: Iterable[Fact]) -> list[tuple[Fact, Fact]]:
+def contradictions(facts: Sequence[Fact]) -> list[tuple[Fact, Fact]]:
     """Pairs of a report's statements that cannot both be true.
 
     A denial and an assertion of the same thing ("no effusion", "small left effusion"); and a finding of the Impression
@@ -542,7 +544,9 @@ def _kinds(clause: str, groups: Sequence[_Group], i: int, mention: Mention) -> l
     if mention.label not in _KINDS:
         return [""]
     start, end = _window(clause, groups, i)
-    spans = ((mention.start, mention.end), (start, groups[i].end), (groups[i].end, end))
+    start, end = max(start, mention.start - _REACH), min(end, mention.end + _REACH)
+    own = min(groups[i].end, end)
+    spans = ((mention.start, mention.end), (start, own), (own, end))
     tables = [_KINDS[mention.label], *([_BY_TELLTALE] if mention.label == "Support Devices" else [])]
     for names, pattern in tables:
         for span in spans:
