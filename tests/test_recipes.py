@@ -92,10 +92,9 @@ def test_a_data_set(clone):
 
 
 def test_a_metric(clone):
-    metrics = clone / "lightmedvlm_utils/evaluation/metrics.py"
-    add_line(metrics, "# What every system's reports", block("def first_word_draws") + "\n\n")
-    source = metrics.read_text()
-    metrics.write_text(source.replace("= (lexical_draws,)", "= (lexical_draws, first_word_draws)"))
+    evaluation = clone / "lightmedvlm_utils/evaluation"
+    add_line(evaluation / "metrics.py", "def meteor_draws", block("def first_word_draws") + "\n\n")
+    add_line(evaluation / "scorers.py", "    fact_draws,\n", "    metrics.first_word_draws,\n")
     code = (
         "import json; from lightmedvlm_utils.evaluation.scorers import ReportScorer; "
         "s = ReportScorer(['The heart is big.', 'No edema.'], [1, 2], samples=20); "

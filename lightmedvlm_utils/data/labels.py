@@ -277,8 +277,8 @@ def _label_chunk(texts: Sequence[str], hierarchy: bool) -> np.ndarray:
 
 def _label_report(text: str, hierarchy: bool) -> list[float]:
     states: dict[str, float] = {}
-    for sentence in _SENTENCE.split(text):
-        for label, state in label_sentence(sentence.strip().lower()):
+    for sentence in split_sentences(text):
+        for label, state in label_sentence(sentence):
             states[label] = _stronger(states.get(label), state)
     if hierarchy:
         children = {states.get(child) for child in OPACITIES}
@@ -305,16 +305,30 @@ def label_sentence(sentence: str) -> tuple[tuple[str, float], ...]:
     (('Pleural Effusion', -1.0), ('Pneumothorax', 0.0))
     """
     states: dict[str, float] = {}
-    sentence = _NOT_BEFORE.sub("new", _NO_CHANGE.sub("unchanged", sentence))
-    for clause in _clauses(sentence):
-        either = [match.span() for match in _EITHER.finditer(clause)] if "or " in clause else []
-        for label, rule in _COMPILED.items():
-            for state in _clause_states(clause, rule, either, label == "Support Devices"):
-                states[label] = _stronger(states.get(label), state)
+    for clause in split_clauses(sentence):
+        for mention in find_mentions(clause):
+            states[mention.label] = _stronger(states.get(mention.label), mention.state)
     return tuple(sorted(states.items()))
 
 
-def _clauses(sentence: str) -> Iterator[str]:
+class Mention(NamedTuple):
+    """Words of a clause, `clause[start:end]`, that speak of a label (or `OTHER`), and the state that they give it."""
+
+    label: str
+    state: float
+    start: int
+    end: int
+    field: str  # of the Rule: "mentions", "hints" or "normals"
+
+
+def split_sentences(text: str) -> list[str]:
+    """The sentences of a report, in lower case; some may be empty."""
+    return [sentence.strip().lower() for sentence in _SENTENCE.split(text)]
+
+
+def split_clauses(sentence: str) -> Iterator[str]:
+    """The parts of a lower-case sentence in which a negation or hedge holds; "no change in" reads "unchanged"."""
+    sentence = _NOT_BEFORE.sub("new", _NO_CHANGE.sub("unchanged", sentence))
     for clause in _CLAUSE.split(sentence):
         cue = _CUE.search(clause)
         if cue is None:
@@ -325,24 +339,32 @@ def _clauses(sentence: str) -> Iterator[str]:
         yield from rest
 
 
-def _clause_states(clause: str, rule: _Compiled, either: list[tuple[int, int]], device: bool) -> list[float]:
+def find_mentions(clause: str) -> list[Mention]:
+    """What one clause of `split_clauses` speaks of, by label in the order of `RULES`, then `OTHER`.
+
+    >>> find_mentions("no left effusion")
+    [Mention(label='Pleural Effusion', state=0.0, start=8, end=16, field='mentions')]
+    """
+    either = [match.span() for match in _EITHER.finditer(clause)] if "or " in clause else []
+    return [mention for label, rule in _COMPILED.items() for mention in _find(clause, label, rule, either)]
+
+
+def _find(clause: str, label: str, rule: _Compiled, either: list[tuple[int, int]]) -> Iterator[Mention]:
     mentions, hints, normals = rule
-    states = []
     for match in mentions.finditer(clause):
         before, after = _around(clause, match)
         if _ASKED_BEFORE.search(before, 0, len(before) - len(match[0])):
             continue
-        state = _device_state(before, after) if device else assertion(before, after)
+        state = _device_state(before, after) if label == "Support Devices" else assertion(before, after)
         offered = bisect_left(either, (match.end(),))  # how many spans start before the mention ends
         if state == PRESENT and offered and match.start() < either[offered - 1][1]:
             state = UNCERTAIN
-        states.append(state)
+        yield Mention(label, state, *match.span(), "mentions")
     if hints and (hint := hints.search(clause)):
         hinted = assertion(*_around(clause, hint))
-        return [*states, ABSENT if hinted == ABSENT else UNCERTAIN]
-    if normals and normals.search(clause):
-        states.append(ABSENT)
-    return states
+        yield Mention(label, ABSENT if hinted == ABSENT else UNCERTAIN, *hint.span(), "hints")
+    elif normals and (normal := normals.search(clause)):
+        yield Mention(label, ABSENT, *normal.span(), "normals")
 
 
 def _around(clause: str, match: re.Match[str]) -> tuple[str, str]:

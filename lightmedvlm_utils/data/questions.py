@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 
 from lightmedvlm_utils.data.facts import Fact, read_facts
-from lightmedvlm_utils.data.labels import ABSENT, PRESENT
 from lightmedvlm_utils.data.wordings import DEVICES, KINDS, wordings
 from lightmedvlm_utils.errors import UserError, no_such
 from lightmedvlm_utils.observations import CHILDREN, LABELS
@@ -29,7 +28,7 @@ COLUMNS = ["study_id", "kind", "label", "subject", "value", "negated", "question
 _NEGATED = 4  # every fourth pair of closed questions asks for the absence
 _MOST_REPEATS = 3  # a rare label's positive study is asked at most so often, each time in other words
 # How the budget is shared: half to the 14 labels, the rest to what else there is to ask.
-_SHARES = {"presence": 0.6, "side": 0.15, "zone": 0.07, "severity": 0.07, "view": 0.02, "device": 0.07, "count": 0.02}
+_SHARES = {"presence": 0.6, "side": 0.15, "zone": 0.06, "severity": 0.06, "view": 0.04, "device": 0.06, "count": 0.03}
 # Zones as reports name them, and as they are asked for.
 _ZONES = {"upper": "upper", "apical": "upper", "mid": "middle", "lower": "lower", "basal": "lower"}
 _NUMBERS = ("none", "one", "two", "three", "four", "five")
@@ -257,7 +256,7 @@ def stated_answers(studies: pd.DataFrame, kind: str) -> list[Stated]:
     for study_id, report in zip(studies["study_id"], studies["report"], strict=True):
         by_label: dict[str, list[Fact]] = {}
         for fact in read_facts(report):
-            if fact.state != ABSENT:
+            if fact.state != "absent":
                 by_label.setdefault(fact.finding, []).append(fact)
         for label in _ABOUT[kind]:
             answer = _answer(kind, by_label.get(label, []))
@@ -268,15 +267,23 @@ def stated_answers(studies: pd.DataFrame, kind: str) -> list[Stated]:
 
 def _answer(kind: str, facts: list[Fact]) -> str:
     """The open answer that the facts about one label give, "" for none."""
-    if any(fact.state != PRESENT for fact in facts):
+    if any(fact.state != "present" for fact in facts):
         return ""
     if kind == "device":
-        return _device_list(fact.kind for fact in facts)
+        known = all(fact.kind in DEVICES for fact in facts)
+        return _device_list(fact.kind for fact in facts) if known else ""
     if kind == "count":
-        countable = len(facts) < len(_NUMBERS) and all(fact.side != "both" for fact in facts)
-        return _NUMBERS[len(set(facts))] if countable else ""
+        return _count(facts)
     values = {_PROPERTY[kind](fact) for fact in facts} - {""}
     return values.pop() if len(values) == 1 else ""
+
+
+def _count(facts: list[Fact]) -> str:
+    """How many things of one label the fuller of a report's sections names, "" where that is no number."""
+    section = "findings" if any(fact.section == "findings" for fact in facts) else "impression"
+    things = {(fact.kind, fact.side, fact.zone, fact.size_mm) for fact in facts if fact.section in (section, "")}
+    countable = len(things) < len(_NUMBERS) and all(fact.side != "both" for fact in facts)
+    return _NUMBERS[len(things)] if countable else ""
 
 
 _PROPERTY: dict[str, Callable[[Fact], str]] = {

@@ -37,20 +37,21 @@ def words(report: str) -> list[str]:
     return _WORD.findall(_HEADING.sub(" ", report).lower())
 
 
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     """Quotient that is NaN, silently, where there is nothing to divide by."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(denominator == 0, np.nan, numerator / denominator)
 
 
-def _mean(values: Sequence[float] | np.ndarray, weights: np.ndarray) -> np.ndarray:
+def mean(values: Sequence[float] | np.ndarray, weights: np.ndarray) -> np.ndarray:
     return weights @ np.asarray(values, float) / weights.sum(1)
 
 
 # ------------------------------------------------------------------------------------------ lexical overlap
 
 
-def _tokenized(reports: Sequence[str], tokenize: Tokenize) -> dict[int, list[str]]:
+def tokenized(reports: Sequence[str], tokenize: Tokenize = words) -> dict[int, list[str]]:
+    """The reports as pycocoevalcap takes them: a list with one text by number."""
     return {index: [" ".join(tokenize(report))] for index, report in enumerate(reports)}
 
 
@@ -60,7 +61,7 @@ def bleu_counts(references: Sequence[str], hypotheses: Sequence[str], tokenize: 
 
     rows = []
     for (reference,), (hypothesis,) in zip(
-        _tokenized(references, tokenize).values(), _tokenized(hypotheses, tokenize).values(), strict=True
+        tokenized(references, tokenize).values(), tokenized(hypotheses, tokenize).values(), strict=True
     ):
         counts = cook_test(hypothesis, cook_refs([reference]))
         rows.append([*counts["correct"], *counts["guess"], counts["testlen"], *counts["reflen"]])
@@ -75,8 +76,8 @@ def bleu(totals: np.ndarray) -> np.ndarray:
     matched, proposed, length, reference_length = np.split(totals, [4, 8, 9], axis=-1)
     precision = (matched + 1e-15) / (proposed + 1e-9)
     score = np.cumprod(precision, axis=-1) ** (1 / np.arange(1, 5))
-    ratio = (length + 1e-15) / (reference_length + 1e-9)
-    return score * np.exp(np.minimum(0, 1 - 1 / ratio))
+    relative = (length + 1e-15) / (reference_length + 1e-9)
+    return score * np.exp(np.minimum(0, 1 - 1 / relative))
 
 
 class _Overlap(NamedTuple):
@@ -92,7 +93,7 @@ def _overlap(references: Sequence[str], hypotheses: Sequence[str], tokenize: Tok
     from pycocoevalcap.cider.cider import Cider
 
     counts = bleu_counts(references, hypotheses, tokenize)
-    expected, proposed = _tokenized(references, tokenize), _tokenized(hypotheses, tokenize)
+    expected, proposed = tokenized(references, tokenize), tokenized(hypotheses, tokenize)
     rouge_l = np.array([_rouge_l(expected[index][0], proposed[index][0]) for index in expected])
     return _Overlap(counts, rouge_l, Cider().compute_score(expected, proposed)[1], counts[:, 8])
 
@@ -127,9 +128,9 @@ def lexical_draws(
     scores = bleu(weights @ overlap.counts)
     return {
         **{f"bleu_{order}": scores[:, order - 1] for order in (1, 2, 3, 4)},
-        "rouge_l": _mean(overlap.rouge_l, weights),
-        "cider": _mean(overlap.cider, weights),
-        "mean_words": _mean(overlap.words, weights),
+        "rouge_l": mean(overlap.rouge_l, weights),
+        "cider": mean(overlap.cider, weights),
+        "mean_words": mean(overlap.words, weights),
     }
 
 
@@ -146,11 +147,7 @@ def lexical_per_study(references: Sequence[str], hypotheses: Sequence[str]) -> p
 
 def length_draws(reports: Sequence[str], weights: np.ndarray, tokenize: Tokenize = words) -> Draws:
     """Mean length in words, per bootstrap draw."""
-    return {"mean_words": _mean([len(tokenize(report)) for report in reports], weights)}
-
-
-# What every system's reports are measured by: functions of references, hypotheses and bootstrap weights.
-REPORT_METRICS: tuple[Callable[[Sequence[str], Sequence[str], np.ndarray], Draws], ...] = (lexical_draws,)
+    return {"mean_words": mean([len(tokenize(report)) for report in reports], weights)}
 
 
 @lru_cache(maxsize=1)
@@ -173,9 +170,9 @@ def meteor_draws(
     if shutil.which("java") is None:
         raise UserError("METEOR needs a Java runtime, and there is none: install one, or set meteor=False.")
     meteor = _meteor()
-    expected, proposed = _tokenized(references, tokenize), _tokenized(hypotheses, tokenize)
+    expected, proposed = tokenized(references, tokenize), tokenized(hypotheses, tokenize)
     if not corpus:
-        return {"meteor": _mean(meteor.compute_score(expected, proposed)[1], weights)}
+        return {"meteor": mean(meteor.compute_score(expected, proposed)[1], weights)}
     counts = np.array([meteor._stat(proposed[i][0], expected[i]).split() for i in expected], float)
     # METEOR of a corpus is a function of summed counts, as BLEU is: one line asks for all resamples. The program
     # answers a line each, and one for all together, which means nothing here.
@@ -225,9 +222,9 @@ def label_draws(
     for suffix, names in (("", LABELS), ("_5", FIVE_LABELS)):
         columns = [LABELS.index(name) for name in names]
         tp, errors = hits[:, columns], (alarms + misses)[:, columns]
-        per_label = np.ma.masked_invalid(_ratio(2 * tp, 2 * tp + errors))
+        per_label = np.ma.masked_invalid(ratio(2 * tp, 2 * tp + errors))
         draws[f"label_macro_f1{suffix}"] = per_label.mean(1).filled(np.nan)
-        draws[f"label_micro_f1{suffix}"] = _ratio(2 * tp.sum(1), (2 * tp + errors).sum(1))
+        draws[f"label_micro_f1{suffix}"] = ratio(2 * tp.sum(1), (2 * tp + errors).sum(1))
     return draws
 
 
@@ -240,7 +237,7 @@ def per_label_draws(
     """F1 of each label, per bootstrap draw; NaN where a draw has no positive on either side."""
     truth, guess = positive(reference, uncertain_as), positive(predicted, uncertain_as)
     tp, fp, fn, _ = _confusion(truth, guess, weights)
-    scores = _ratio(2 * tp, 2 * tp + fp + fn)
+    scores = ratio(2 * tp, 2 * tp + fp + fn)
     return {label: scores[:, index] for index, label in enumerate(LABELS)}
 
 
@@ -261,9 +258,9 @@ def label_f1(reference: pd.DataFrame, predicted: pd.DataFrame, uncertain_as: Unc
     truth, guess = positive(reference, uncertain_as), positive(predicted, uncertain_as)
     tp, fp, fn, _ = (cell[0] for cell in _confusion(truth, guess, everyone))
     columns = {
-        "precision": _ratio(tp, tp + fp),
-        "recall": _ratio(tp, tp + fn),
-        "f1": _ratio(2 * tp, 2 * tp + fp + fn),
+        "precision": ratio(tp, tp + fp),
+        "recall": ratio(tp, tp + fn),
+        "f1": ratio(2 * tp, 2 * tp + fp + fn),
         "support": (tp + fn).astype(int),
         "predicted": (tp + fp).astype(int),
     }
@@ -292,15 +289,15 @@ def vqa_draws(truth: Sequence[bool], predicted: Sequence[bool], weights: np.ndar
     """Accuracy, sensitivity, specificity, their mean and Matthews' correlation, per bootstrap draw."""
     cells = _confusion(np.asarray(truth, bool)[:, None], np.asarray(predicted, bool)[:, None], weights)
     tp, fp, fn, tn = (cell[:, 0] for cell in cells)
-    sensitivity, specificity = _ratio(tp, tp + fn), _ratio(tn, tn + fp)
+    sensitivity, specificity = ratio(tp, tp + fn), ratio(tn, tn + fp)
     spread = np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
     return {
-        "accuracy": _ratio(tp + tn, weights.sum(1)),
+        "accuracy": ratio(tp + tn, weights.sum(1)),
         "balanced_accuracy": (sensitivity + specificity) / 2,
         "sensitivity": sensitivity,
         "specificity": specificity,
         # A constant answer correlates with nothing: by convention 0, not undefined.
-        "mcc": np.where(spread == 0, 0.0, np.nan_to_num(_ratio(tp * tn - fp * fn, spread))),
+        "mcc": np.where(spread == 0, 0.0, np.nan_to_num(ratio(tp * tn - fp * fn, spread))),
     }
 
 
@@ -329,14 +326,14 @@ def open_draws(truth: Sequence[str], answers: Sequence[str], weights: np.ndarray
     """
     right = np.array([a == b for a, b in zip(truth, answers, strict=True)], float)
     classes = (np.asarray(truth)[:, None] == np.unique(np.asarray(truth))).astype(float)  # (n, classes)
-    recalls = _ratio(weights @ (classes * right[:, None]), weights @ classes)
+    recalls = ratio(weights @ (classes * right[:, None]), weights @ classes)
     lists = [(set(a.split(", ")), set(b.split(", ")) - {""}) for a, b in zip(truth, answers, strict=True)]
     shared, both = (weights @ np.array([[len(a & b), len(a) + len(b)] for a, b in lists], float)).T
     return {
-        "accuracy": _mean(right, weights),
+        "accuracy": mean(right, weights),
         "macro_recall": np.ma.masked_invalid(recalls).mean(1).filled(np.nan),
-        "unresolved": _mean([answer == "" for answer in answers], weights),
-        "item_f1": _ratio(2 * shared, both),
+        "unresolved": mean([answer == "" for answer in answers], weights),
+        "item_f1": ratio(2 * shared, both),
     }
 
 
@@ -357,8 +354,8 @@ def probability_draws(
     below = no.cumsum(1) - no / 2  # "no" items ranked below each distinct probability, ties half
     gaps = np.where(_bin(chance, bins)[:, None] == np.arange(bins), (chance - is_yes)[:, None], 0)
     return {
-        "auroc": _ratio((yes * below).sum(1), yes.sum(1) * no.sum(1)),
-        "ece": _ratio(np.abs(weights @ gaps).sum(1), weights.sum(1)),
+        "auroc": ratio((yes * below).sum(1), yes.sum(1) * no.sum(1)),
+        "ece": ratio(np.abs(weights @ gaps).sum(1), weights.sum(1)),
     }
 
 

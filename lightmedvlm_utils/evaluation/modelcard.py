@@ -22,6 +22,16 @@ _TABLES = (
         {"bleu_1": "BLEU-1", "bleu_4": "BLEU-4", "rouge_l": "ROUGE-L", "cider": "CIDEr"},
     ),
     (
+        "Reports: facts (finding, state, side, zone and size together; see evaluation/facts.py)",
+        ("report", "findings+impression", "study"),
+        {
+            "fact_f1": "fact F1",
+            "side_right": "side right, where both name one",
+            "contradictions": "reports that contradict themselves",
+            "invented_priors": "reports that invent a prior study",
+        },
+    ),
+    (
         "Reports: overlap of words as in R2Gen's tables (findings; rare words and long references' ends left out)",
         ("report", "findings", "r2gen"),
         {"bleu_1": "BLEU-1", "bleu_4": "BLEU-4", "meteor": "METEOR", "rouge_l": "ROUGE-L", "cider": "CIDEr"},

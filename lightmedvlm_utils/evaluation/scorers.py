@@ -22,9 +22,15 @@ from lightmedvlm_utils.evaluation.bootstrap import (
     records,
 )
 from lightmedvlm_utils.evaluation.clinical import Models, check_clinical, clinical_draws
+from lightmedvlm_utils.evaluation.facts import fact_draws
 from lightmedvlm_utils.evaluation.protocols import WHOLE, Comparison, R2Gen, Style, Where, study_comparisons
 from lightmedvlm_utils.observations import LABELS
 
+# What every system's reports are measured by: functions of references, hypotheses and bootstrap weights.
+REPORT_METRICS: tuple[Callable[[Sequence[str], Sequence[str], np.ndarray], metrics.Draws], ...] = (
+    metrics.lexical_draws,
+    fact_draws,
+)
 RULES: tuple[metrics.UncertainAs, ...] = ("positive", "negative")  # what an uncertain mention counts as
 
 
@@ -122,7 +128,7 @@ class ReportScorer:
         pair = comparison.references, hypotheses, weights
         if where == self.whole:
             scores: metrics.Draws = {}
-            for draws in metrics.REPORT_METRICS:
+            for draws in REPORT_METRICS:
                 scores |= draws(*pair)
         else:
             scores = metrics.lexical_draws(*pair, comparison.tokenize)

@@ -8,6 +8,7 @@ defects of the file (missing sections, wet reads, addenda, typos, empty reports)
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -80,30 +81,42 @@ def write_report(study: Study, rng: np.random.Generator, prior: Study | None = N
 
 def write_findings(study: Study, rng: np.random.Generator, prior: Study | None = None) -> str:
     """Return the findings paragraph: every finding once, then some of the absent ones, by organ system."""
+    return " ".join(sentence for sentence, _ in findings_sentences(study, rng, prior))
+
+
+def findings_sentences(
+    study: Study, rng: np.random.Generator, prior: Study | None = None
+) -> list[tuple[str, Finding | None]]:
+    """Return the sentences of the findings paragraph, each with the finding that it states, None for the others."""
     compared = prior if prior is not None and rng.random() < PRIOR_RATE else None
-    by_system: dict[str, list[str]] = {system: [] for system in _ORDERS[0]}
+    by_system: dict[str, list[tuple[str, Finding | None]]] = {system: [] for system in _ORDERS[0]}
     for finding in study.findings:
         change = _change(finding, compared) if compared else ""
         phrase = hedged_sentence if finding.state == -1 else present_sentence
-        by_system[_SYSTEM.get(finding.label, "lungs")].append(phrase(finding, rng, change))
+        by_system[_SYSTEM.get(finding.label, "lungs")].append((phrase(finding, rng, change), finding))
     mentioned = {finding.label for finding in study.findings}
-    by_system["lungs"].append(volume_sentence(study.inspiration, rng))
+    by_system["lungs"].append((volume_sentence(study.inspiration, rng), None))
     for system, sentence in absent_sentences(mentioned, rng):
-        by_system[system].append(sentence)
+        by_system[system].append((sentence, None))
     order = _ORDERS[rng.choice(len(_ORDERS), p=(0.4, 0.3, 0.3))]
-    return " ".join(sentence for system in order for sentence in by_system[system] if sentence)
+    return [pair for system in order for pair in by_system[system] if pair[0]]
 
 
 def write_impression(study: Study, rng: np.random.Generator) -> str:
     """Return the impression: the positive findings once more, briefly, one per line where numbered."""
-    ranked = sorted(study.findings, key=lambda finding: -finding.state)  # stable: certain ones first
-    items = [impression_phrase(finding) for finding in ranked if finding.label != "Support Devices"]
-    items = list(dict.fromkeys(items))
+    items = impression_items(study.findings)
     if not items:
         return str(rng.choice(_NORMAL_IMPRESSIONS))
     if len(items) > 1 and rng.random() < 0.4:
         return "\n".join(f"{number}. {item}" for number, item in enumerate(items, start=1))
     return " ".join(items)
+
+
+def impression_items(findings: Sequence[Finding]) -> list[str]:
+    """Return the statements of an impression about findings, certain ones first; devices have none."""
+    ranked = sorted(findings, key=lambda finding: -finding.state)  # stable
+    items = [impression_phrase(finding) for finding in ranked if finding.label != "Support Devices"]
+    return list(dict.fromkeys(items))
 
 
 def misspell(text: str, rng: np.random.Generator) -> str:
