@@ -90,13 +90,32 @@ def record_table(
     records: Sequence[Mapping], task: str, section: str, titles: Mapping[str, str], protocol: str = PROTOCOL
 ) -> pd.DataFrame:
     """The chosen records as a table of texts "0.71 (0.68 to 0.74)": a row per system, a column per metric of `titles`
-    that is there."""
+    that is there. Paired differences have a table of their own."""
     cells: dict[str, dict[str, str]] = {}
     for row in records:
-        if (row["task"], row["section"], row["protocol"]) == (task, section, protocol) and row["metric"] in titles:
+        here = (row["task"], row["section"], row["protocol"]) == (task, section, protocol)
+        if here and row["metric"] in titles and "p" not in row:
             cells.setdefault(row["system"], {})[titles[row["metric"]]] = format_record(row)
     table = pd.DataFrame.from_dict(cells, orient="index").fillna("–")
     return table[[title for title in titles.values() if title in table]]
+
+
+def comparison_table(
+    records: Sequence[Mapping], task: str, section: str, titles: Mapping[str, tuple[str, str]]
+) -> pd.DataFrame:
+    """The paired differences among the records, a row per pair of systems, as texts "+0.03 (-0.01 to 0.06), p 0.12".
+
+    `titles`: metric -> (column title, protocol).
+    """
+    cells: dict[str, dict[str, str]] = {}
+    for row in records:
+        title, protocol = titles.get(row["metric"], ("", ""))
+        if "p" in row and (row["task"], row["section"], row["protocol"]) == (task, section, protocol):
+            text = format_record(row)
+            signed = f"+{text}" if (row["value"] or 0) > 0 else text
+            p = "" if row["p"] is None else f", p {row['p']:.3f}"
+            cells.setdefault(row["system"].replace("_minus_", " - "), {})[title] = signed + p
+    return pd.DataFrame.from_dict(cells, orient="index").fillna("–")
 
 
 def _table(records: Sequence[Mapping], heading: str, where: tuple[str, str, str], titles: dict[str, str]) -> str:
