@@ -510,8 +510,10 @@ def _clause_facts(clause: str, groups: Sequence[_Group]) -> Iterator[Fact]:
 
 
 def _says_no_more(fact: Fact, other: Fact) -> bool:
+    """Whether one statement of a clause is another one cut short: "leads" beside a "left pacemaker"."""
     said = zip(fact[2:7], other[2:7], strict=True)
-    return fact[:2] == other[:2] and all(not mine or mine == theirs for mine, theirs in said)
+    open_kind = fact.kind != other.kind and other.kind in _LEFT_OPEN  # "congestion with edema" says both
+    return fact[:2] == other[:2] and not open_kind and all(not mine or mine == theirs for mine, theirs in said)
 
 
 def _mention_facts(mention: Mention, places: Sequence[Place], kinds: Sequence[str], change: str) -> Iterator[Fact]:

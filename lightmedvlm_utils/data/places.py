@@ -75,6 +75,7 @@ WITHIN = re.compile(
     r"measur\w+|approximately|about|up|maximum|greatest|width|diameter|size|dimension|thickness|"
     r"\d{1,2}(?:st|nd|rd|th)?|first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|eleventh|twelfth)\b)*"
 )
+_NOUN = re.compile(r"\b(?:lungs?|hemithorax|chest|sides?)\b")
 
 
 class Place(NamedTuple):
@@ -151,20 +152,23 @@ def read_places(words: Sequence[Word], clause: str) -> list[Place]:
     """
     places: list[Place] = []
     own: list[Place] = []  # the sides that go without saying
+    whole: list[bool] = []  # whether a noun closes the place before: "right lung and left base"
     end = 0
     for word in words:
         joined, side = JOIN.search(clause, end, word.start) is not None, Place(_OWN_SIDE.get(word.name, ""))
+        closed = _NOUN.search(clause, end, word.start) is not None
         end = word.end
         if places and not _opens_another(places[-1].filled(own[-1]), word, word.place.filled(side), joined):
             places[-1], own[-1] = word.place.filled(places[-1]), own[-1].filled(side)
         else:
             places.append(word.place)
             own.append(side)
+            whole.append(closed)
     places = [place.filled(side) for place, side in zip(places, own, strict=True)]
     for i in range(1, len(places)):  # "small left and right": both small
         places[i] = places[i].filled(Place(places[i - 1].side, "", places[i - 1].grade))
     for i in reversed(range(len(places) - 1)):  # "left and right lower": both lower
-        places[i] = places[i].filled(places[i + 1].where)
+        places[i] = places[i].filled(Place(places[i + 1].side) if whole[i + 1] else places[i + 1].where)
     if any(word.name in _PLURAL for word in words):
         places = [place.filled(Place("both")) for place in places]
     return list(dict.fromkeys(places))
