@@ -30,8 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reports", type=int, default=1000, help="reports per kind of error")
     parser.add_argument("--seed", type=int, default=777, help="of the phantom patients; seeds below 100 were tuned on")
+    parser.add_argument("--csv", help="also write the first table to this file")
     options = parser.parse_args(arguments)
     table = crash_table(options.reports, options.seed)
+    if options.csv:
+        table[NOTICED].round(3).to_csv(options.csv)
     for definition, title in TITLES.items():
         print(f"\n{title} ({options.reports} reports per kind, seed {options.seed})\n")
         print(markdown(table[definition]))

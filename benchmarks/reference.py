@@ -27,17 +27,34 @@ FIGURES = {
     "attention.png": "07_evaluation",
     "report_metrics.png": "07_evaluation",
 }
+# system -> (name, the image it has seen, what it has learned from beside images)
 SYSTEMS = {
-    "sasa": "SASA",
-    "sasa_stage3": "SASA after stage 3 (the final model)",
-    "mlp": "plain projector",
-    "shuffled_image": "SASA, image of another patient",
-    "blind": "SASA, average of the training images",
-    "nearest_neighbour": "report of the most similar training image",
-    "most_frequent": "most frequent training report",
+    "sasa": ("SASA", "the patient's", "reports, labels"),
+    "sasa_stage3": ("SASA after stage 3 (the final model)", "the patient's", "reports, labels, questions"),
+    "mlp": ("plain projector", "the patient's", "reports"),
+    "finding_neighbour": ("training report of the most similar findings by SASA", "the patient's", "labels"),
+    "nearest_neighbour": ("report of the most similar training image", "the patient's", "nothing"),
+    "shuffled_image": ("SASA, image of another patient", "another patient's", "reports, labels"),
+    "blind": ("SASA, average of the training images", "none", "reports, labels"),
+    "most_frequent": ("most frequent training report or answer", "none", "reports"),
+    "text_only": ("classifier of the question's words", "none", "questions"),
 }
 REPORT_PROTOCOL = "study_uncertain_positive"
 WHOLE = "findings+impression"
+# (task, metric, section, title) of the rows of the table of questions
+KINDS = (
+    ("vqa", "balanced_accuracy", "presence", "presence, yes/no"),
+    ("vqa", "balanced_accuracy", "negated", "those that ask for the absence"),
+    ("vqa", "balanced_accuracy", "normality", "normality, yes/no"),
+    ("vqa", "balanced_accuracy", "side", "side, yes/no"),
+    ("vqa", "balanced_accuracy", "device", "device of a kind, yes/no"),
+    ("vqa_open", "accuracy", "side", "side, open"),
+    ("vqa_open", "accuracy", "zone", "zone, open"),
+    ("vqa_open", "accuracy", "severity", "severity, open"),
+    ("vqa_open", "accuracy", "view", "view, open"),
+    ("vqa_open", "item_f1", "device", "devices, as a list (F1)"),
+    ("vqa_open", "accuracy", "count", "count, open"),
+)
 Record = dict[str, Any]
 
 
@@ -51,14 +68,47 @@ def find(records: list[Record], system: str, task: str, metric: str, section: st
 
 def table(records: list[Record]) -> str:
     """The README's results in Markdown, from the tidy records of `metrics.json`."""
-    lines = ["| system | label macro-F1 of the reports | BLEU-4 | yes/no balanced accuracy |", "|---|---|---|---|"]
-    for system, name in SYSTEMS.items():
+    columns = ("system", "image seen", "learned from", "label macro-F1", "fact F1", "side right", "BLEU-4")
+    columns = (*columns, "yes/no balanced accuracy")
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    for system, about in SYSTEMS.items():
         cells = (
             find(records, system, "report", "label_macro_f1", WHOLE, REPORT_PROTOCOL),
+            find(records, system, "report", "fact_f1", WHOLE),
+            find(records, system, "report", "side_right", WHOLE),
             find(records, system, "report", "bleu_4", WHOLE),
             find(records, system, "vqa", "balanced_accuracy", "all questions"),
         )
-        lines.append(f"| {name} | {' | '.join(map(format_record, cells))} |")
+        lines.append(f"| {' | '.join((*about, *map(format_record, cells)))} |")
+    return "\n".join(lines)
+
+
+def kinds(folder: Path = REFERENCE) -> str:
+    """Questions by kind beside their baselines, in Markdown."""
+    records = json.loads((folder / "metrics.json").read_text())
+    columns = {
+        "sasa": "SASA",
+        "sasa_held_out_words": "in held-out words",
+        "shuffled_image": "another patient's image",
+        "nearest_neighbour": "nearest neighbor",
+        "text_only": "question's words",
+    }
+    lines = ["| questions | n | " + " | ".join(columns.values()) + " |", "|---" * (len(columns) + 2) + "|"]
+    for task, metric, section, title in KINDS:
+        cells = [find(records, system, task, metric, section) for system in columns]
+        if cells[0]:
+            lines.append(f"| {title} | {cells[0]['n']} | {' | '.join(map(format_record, cells))} |")
+    return "\n".join(lines)
+
+
+def crash(folder: Path = REFERENCE) -> str:
+    """The crash test of the metrics in Markdown, as `benchmarks/crash_test.py --csv` leaves it: shares noticed."""
+    table = pd.read_csv(folder / "crash_test.csv", index_col=0)
+    lines = ["| planted error | " + " | ".join(table.columns) + " |", "|---" * (len(table.columns) + 1) + "|"]
+    lines += [
+        f"| {error} | {' | '.join(f'{v:.2f}' for v in row)} |"
+        for error, row in zip(table.index, table.to_numpy(), strict=True)
+    ]
     return "\n".join(lines)
 
 
@@ -95,7 +145,7 @@ def connectors(folder: Path = REFERENCE) -> str:
     return "\n".join(lines)
 
 
-BLOCKS = {"reference": results, "connectors": connectors}
+BLOCKS = {"reference": results, "connectors": connectors, "questions": kinds, "crash": crash}
 
 
 def fill(readme: str) -> str:
