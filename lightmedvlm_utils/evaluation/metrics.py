@@ -44,7 +44,7 @@ def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
 
 
 def mean(values: Sequence[float] | np.ndarray, weights: np.ndarray) -> np.ndarray:
-    return weights @ np.asarray(values, float) / weights.sum(1)
+    return ratio(weights @ np.asarray(values, float), weights.sum(1))
 
 
 # ------------------------------------------------------------------------------------------ lexical overlap
