@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] no effusion edema small . the heart is large"  # of the tiny BERTs
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run in parallel, and their models are tiny
 
@@ -75,3 +76,27 @@ def make_model(tiny_tokenizer):
         return model.eval(), processor
 
     return make
+
+
+@pytest.fixture
+def chexbert_file(tmp_path):
+    """A tiny CheXbert as its authors saved theirs: of a DataParallel model, in old names, with its training."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    from lightmedvlm_utils.data.chexbert import HEADS
+
+    torch.manual_seed(0)
+    bert = BertModel(
+        BertConfig(vocab_size=len(WORDS.split()), hidden_size=64, num_hidden_layers=2, num_attention_heads=1,
+                   intermediate_size=32, max_position_embeddings=512)
+    )  # fmt: skip
+    state = {f"module.bert.{name}": tensor for name, tensor in bert.state_dict().items()}
+    for number, name in enumerate(HEADS):
+        classes = 2 if name == "No Finding" else 4
+        # Whatever the text: class `number` mod 4 (mod 2 for No Finding) wins.
+        state[f"module.linear_heads.{number}.weight"] = torch.zeros(classes, 64)
+        state[f"module.linear_heads.{number}.bias"] = torch.eye(classes)[number % classes]
+    torch.save({"epoch": 3, "model_state_dict": state, "optimizer_state_dict": {}}, tmp_path / "chexbert.pth")
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS.split()))
+    return tmp_path / "chexbert.pth"

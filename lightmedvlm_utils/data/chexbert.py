@@ -6,7 +6,7 @@ blank / present / absent / uncertain and one, No Finding, with blank / present.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,15 +33,45 @@ def chexbert_labels(texts: Iterable[str], weights: str | Path = "", progress: bo
     On a GPU where there is one. Raises UserError where the weights or the tokenizer cannot be had.
     """
     import torch
+
+    texts = _tidy(texts)
+    path = _find_weights(weights)
+    model = load_chexbert(path)
+    states = np.full((len(texts), len(HEADS)), np.nan)
+    mentioned = [i for i, text in enumerate(texts) if text]
+    for rows, hidden in _first_tokens(model, _load_tokenizer(path.parent), texts, mentioned, progress):
+        with torch.inference_mode():
+            classes = [head(hidden).argmax(dim=1).cpu().numpy() for head in model["linear_heads"]]
+        states[rows] = _STATES[np.stack(classes, axis=1)]
+    return pd.DataFrame(states, columns=list(HEADS))[list(LABELS)]
+
+
+def chexbert_embeddings(texts: Iterable[str], weights: str | Path = "") -> np.ndarray:
+    """The last hidden state of the first token of n texts, `(n, 768)`: what SembScore compares.
+
+    `weights`, tokenizer, device and errors as for `chexbert_labels`.
+    """
+    texts = _tidy(texts)
+    path = _find_weights(weights)
+    model = load_chexbert(path)
+    vectors = np.zeros((len(texts), model["bert"].config.hidden_size), np.float32)
+    for rows, hidden in _first_tokens(model, _load_tokenizer(path.parent), texts, range(len(texts))):
+        vectors[rows] = hidden.cpu().numpy()
+    return vectors
+
+
+def _tidy(texts: Iterable[str]) -> list[str]:
+    return [" ".join((text or "").split()) for text in texts]
+
+
+def _first_tokens(model, tokenizer, texts: Sequence[str], chosen: Iterable[int], progress: bool = False):
+    """Yields (rows, hidden `(rows, hidden size)`) of the chosen texts, batch by batch."""
+    import torch
     from tqdm import tqdm
 
-    texts = [" ".join((text or "").split()) for text in texts]
-    path = _find_weights(weights)
-    model, tokenizer = load_chexbert(path), _load_tokenizer(path.parent)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)
-    order = sorted((i for i, text in enumerate(texts) if text), key=lambda i: len(texts[i]))  # little padding
-    states = np.full((len(texts), len(HEADS)), np.nan)
+    order = sorted(chosen, key=lambda i: len(texts[i]))  # little padding
     for start in tqdm(range(0, len(order), _BATCH), desc="CheXbert", unit="batch", disable=not progress):
         rows = order[start : start + _BATCH]
         batch = tokenizer(
@@ -49,9 +79,7 @@ def chexbert_labels(texts: Iterable[str], weights: str | Path = "", progress: bo
         )
         with torch.inference_mode():
             hidden = model["bert"](batch["input_ids"].to(device), batch["attention_mask"].to(device))[0][:, 0]
-            classes = [head(hidden).argmax(dim=1).cpu().numpy() for head in model["linear_heads"]]
-        states[rows] = _STATES[np.stack(classes, axis=1)]
-    return pd.DataFrame(states, columns=list(HEADS))[list(LABELS)]
+        yield rows, hidden
 
 
 def load_chexbert(path: Path):
