@@ -14,6 +14,7 @@ import pandas as pd
 from lightmedvlm_utils.data.labels import label_reports
 from lightmedvlm_utils.evaluation import metrics
 from lightmedvlm_utils.evaluation.bootstrap import PROTOCOL, Estimate, bootstrap_weights, records
+from lightmedvlm_utils.evaluation.clinical import Models, check_clinical, clinical_draws
 from lightmedvlm_utils.observations import LABELS
 
 
@@ -22,6 +23,9 @@ class ReportScorer:
 
     `references` are whole cleaned reports; `patients` decides what the bootstrap resamples together. Labels
     of both sides come from the same rule-based labeler.
+
+    `clinical` names metrics of `clinical.py`, `clinical_models` says where their models lie, `dataset` what the
+    reports are of. A metric that cannot run is missing in the records and listed in `refused`, name -> why.
     """
 
     def __init__(
@@ -32,7 +36,13 @@ class ReportScorer:
         seed: int = 0,
         section: str = "findings+impression",
         meteor: bool = False,
+        clinical: Sequence[str] = (),
+        clinical_models: Models | None = None,
+        dataset: str = "",
     ):
+        check_clinical(clinical, clinical_models)
+        self.clinical, self.clinical_models, self.dataset = list(clinical), clinical_models, dataset
+        self.refused: dict[str, str] = {}
         self.references, self.section, self.meteor = list(references), section, meteor
         self.weights = bootstrap_weights(patients, samples, seed)
         self.labels = label_reports(self.references)
@@ -46,6 +56,17 @@ class ReportScorer:
         return self._draws[key]
 
     def _compute_draws(self, reports: Sequence[str]) -> dict[str, metrics.Draws]:
+        return self._text_draws(reports) | self._clinical_draws(reports)
+
+    def _clinical_draws(self, reports: Sequence[str]) -> dict[str, metrics.Draws]:
+        names = [name for name in self.clinical if name not in self.refused]
+        draws, refused = clinical_draws(
+            names, self.references, reports, self.weights, self.clinical_models, self.dataset
+        )
+        self.refused |= refused
+        return draws
+
+    def _text_draws(self, reports: Sequence[str]) -> dict[str, metrics.Draws]:
         predicted = label_reports(reports)
         chosen = (*metrics.REPORT_METRICS, *((metrics.meteor_draws,) if self.meteor else ()))
         lexical: metrics.Draws = {}
@@ -71,7 +92,7 @@ class ReportScorer:
 
     def reference_records(self) -> list[dict]:
         """Length and variety of the references themselves, to hold the generated ones against."""
-        scores = self.draws(self.references)[PROTOCOL]
+        scores = self._text_draws(self.references)[PROTOCOL]
         own: dict[str, np.ndarray | Estimate] = {"mean_words": scores["mean_words"]}
         own["distinct_ratio"] = Estimate(metrics.distinct_ratio(self.references))
         return self._rows(own, "reference")
@@ -80,7 +101,8 @@ class ReportScorer:
         """Paired differences first - second, recorded as system `name`: resolved where 0 lies outside."""
         rows, other = [], self.draws(second)
         for protocol, draws in self.draws(first).items():
-            gaps = {metric: values - other[protocol][metric] for metric, values in draws.items()}
+            both = draws.keys() & other.get(protocol, {}).keys()  # not a clinical metric that one of them has not
+            gaps = {metric: values - other[protocol][metric] for metric, values in draws.items() if metric in both}
             rows += self._rows(gaps, name, protocol)
         return rows
 
