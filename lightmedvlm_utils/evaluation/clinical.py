@@ -6,6 +6,7 @@ it is refused with one sentence, and the others go on. Draws come by protocol, w
 score for is left out of the mean, and `<metric>_unscored` counts it. Texts go to the models as they are.
 
 - chexbert: F1 of CheXbert's labels (Smit et al. 2020, arXiv 2004.09167), as `metrics.label_draws` computes it.
+  Uncertain as positive is f1chexbert's convention; it also counts a label that no report has as 0 in the macro.
 - bertscore: BERTScore F (Zhang et al. 2020, arXiv 1904.09675) as ReXrank has it: fifth layer of distilroberta-base,
   rescaled with its baseline, without IDF.
 - radgraph, radgraph_v1: F1 of RadGraph's entities (Delbrouck et al. 2022, arXiv 2210.12186), at the reward levels
@@ -125,7 +126,7 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {text[:200]}{'…' if len(text) > 200 else ''}" if text else type(error).__name__
 
 
-PACKAGES = {"bert_score": "bert-score>=0.3.13", "radeval": "radeval>=2.2.1"}  # as pip knows them
+PACKAGES = {"bert_score": "bert-score>=0.3.13", "radeval": "radeval>=2.2.1,<3"}  # as pip knows them
 
 
 def _installed(package: str) -> None:
@@ -161,12 +162,9 @@ def _radeval(module: str, remedy: str = f"pip install '{PACKAGES['radeval']}'"):
 
 
 def _advice(source: Source) -> str:
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    what = source.file or "the files"
     names = [name for name, known in MODELS.items() if known == source]
-    there = f"give their place as clinical_models={{{names[0]!r}: PATH}}, or " if names else ""
-    return f"download {what} of {source.repository} from the Hugging Face hub and {there}put them into {HF_HUB_CACHE}."
+    copy = f", or give the place of a copy as clinical_models={{{names[0]!r}: PATH}}" if names else ""
+    return f"fetch it with `{' '.join(('hf download', *filter(None, source)))}`{copy}."
 
 
 def _place(name: str, models: Models) -> str:
@@ -189,7 +187,9 @@ def _from_hub(source: Source) -> str:
     try:
         path = hf_hub_download(source.repository, file)
     except Exception as error:  # offline, not cached, no access: many kinds, one remedy
-        what = f"{source.file or source.repository} is not in the hub's cache and could not be downloaded"
+        what = (
+            f"{source.file or source.repository} is not in the cache of the Hugging Face hub and cannot be downloaded"
+        )
         raise UserError(f"{what} ({type(error).__name__}); {_advice(source)}") from error
     return path if source.file else source.repository
 
@@ -405,18 +405,21 @@ def _cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _rate_scorer(entities: str, synonyms: str):
-    # medspacy keeps Python 3.11 below spaCy 3.8, whose binaries do not fit numpy 2; the later spaCy works with it.
-    module = _radeval("RaTEScore.scorer", "pip install 'radeval>=2.2.1' and then 'spacy>=3.8'")
     with _loading(MODELS["rate-ner-deberta"]):
-        return module.RaTEScore(bert_model=entities, eval_model=synonyms)
+        return _ratescore("scorer").RaTEScore(bert_model=entities, eval_model=synonyms)
+
+
+def _ratescore(module: str):
+    # medspacy keeps Python 3.11 below spaCy 3.8, whose binaries do not fit numpy 2; the later spaCy works with it.
+    return _radeval(f"RaTEScore.{module}", "pip install 'spacy>=3.8'")
 
 
 def ratescore_draws(
     references: Sequence[str], hypotheses: Sequence[str], weights: np.ndarray, models: Models
 ) -> ByProtocol:
     """RaTEScore with its affinity matrix "long"; 0.5, its own rule, where a report names no entity."""
+    sentences = _ratescore("utils").sentence_split
     scorer = _rate_scorer(_place("rate-ner-deberta", models), _place("biolord-2023-c", models))
-    sentences = _radeval("RaTEScore.utils").sentence_split
     scores = []
     for pair in zip(hypotheses, references, strict=True):
         # One study a call: in a list, the package loses a text without a sentence and shifts all that follow.
@@ -435,9 +438,23 @@ def _green_scorer(place: str):
 def green_draws(
     references: Sequence[str], hypotheses: Sequence[str], weights: np.ndarray, models: Models
 ) -> ByProtocol:
-    """GREEN: matched findings over matched findings and significant errors, as its language model counts them."""
-    scores = _green_scorer(_place("green-radllama2-7b", models))(references, hypotheses)[2]
-    return {"green-radllama2-7b": _study_mean("green", scores, weights)}
+    """GREEN: matched findings over matched findings and significant errors, as its language model counts them.
+
+    An answer without these counts is 0 to the package, and so here; `green_unread` says how many a draw has.
+    """
+    scorer = _green_scorer(_place("green-radllama2-7b", models))
+    _, _, scores, table = scorer(references, hypotheses)
+    draws = _study_mean("green", scores, weights)
+    unread = [
+        any(scorer.parse_error_counts(answer, kind, for_reward=True)[1] is None for kind in _GREEN_COUNTS)
+        for answer in table["green_analysis"]
+    ]
+    if any(unread):
+        draws["green_unread"] = weights @ np.array(unread, float)
+    return {"green-radllama2-7b": draws}
+
+
+_GREEN_COUNTS = ("Clinically Significant Errors", "Matched Findings")
 
 
 @lru_cache(maxsize=1)
@@ -464,8 +481,8 @@ def crimson_hosted_draws(
     _installed("openai")
     try:
         scorer = crimson(provider="openai")
-    except OSError as error:
-        raise UserError(f"its key is missing ({_said(error)}); set OPENAI_API_KEY.") from error
+    except OSError as error:  # what RadEval raises without a key
+        raise UserError("it needs a key of OpenAI's in the environment variable OPENAI_API_KEY.") from error
     return {f"openai_{scorer.model_name}": _study_mean("crimson", scorer(references, hypotheses)[2], weights)}
 
 
