@@ -104,10 +104,10 @@ class ReportScorer:
         """Bootstrap draws of every metric, by protocol and section; computed once per system."""
         key = self._checked(reports)
         if key not in self._draws:
-            self._draws[key] = {}
+            found: dict[Where, metrics.Draws] = {}
             for comparison in self.comparisons:
-                self._draws[key] |= self._compute_draws(comparison, key)
-            self._draws[key] |= self._clinical_draws(key)
+                found |= self._compute_draws(comparison, key)
+            self._draws[key] = found | self._clinical_draws(key)
         return self._draws[key]
 
     def _clinical_draws(self, reports: Sequence[str]) -> dict[Where, metrics.Draws]:
@@ -166,7 +166,7 @@ class ReportScorer:
         reports in protocol "study"; what figures, tests and a look at the worst studies start from."""
         about = pd.DataFrame({"subject_id": self.patients, "study_id": list(self.study_ids), "system": system})
         scores = [function(self.references, self._checked(reports)) for function in PER_STUDY]
-        return pd.concat([about, *scores], axis=1)
+        return pd.concat([about, *(table.reset_index(drop=True) for table in scores)], axis=1)
 
     def reference_records(self) -> list[dict]:
         """Length and variety of the references themselves, to hold the generated ones against; in protocol "r2gen"
