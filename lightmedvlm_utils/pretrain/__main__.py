@@ -20,7 +20,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("what", nargs="?", choices=["vision", "language", "all"], default="all")
     parser.add_argument("--vision-minutes", type=float, default=60, help="training time of the Swin")
     parser.add_argument("--start", type=Path, help="folder of an earlier Swin to continue from, instead of anew")
-    parser.add_argument("--language-texts", type=int, default=80_000, help="reports and questions the Qwen3 reads")
+    parser.add_argument(
+        "--language-start", type=Path, help="folder of an earlier Qwen3 to go on to the last phase from"
+    )
     parser.add_argument("--patients", type=int, default=16000, help="phantom patients to render for the Swin")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that render and train")
     parser.add_argument("--cache", type=Path, default=outputs_root() / "backbones", help="where rendered phantoms lie")
@@ -43,10 +45,12 @@ def make_language(options: argparse.Namespace) -> dict:
         raise UserError(f"There is no study table {options.studies}; run `lightmedvlm run --to 01` first.")
     import pandas as pd
 
-    from lightmedvlm_utils.pretrain.language import pretrain_language
+    from lightmedvlm_utils.pretrain.language import PHASES, pretrain_language
 
     studies = pd.read_parquet(options.studies)
-    return pretrain_language(studies, (options.target or BACKBONES) / "qwen3", options.language_texts)
+    start = options.language_start
+    target = (options.target or BACKBONES) / "qwen3"
+    return pretrain_language(studies, target, PHASES[-1:] if start else PHASES, start)
 
 
 def main() -> int:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -43,10 +44,21 @@ SPECIAL_TOKENS = (PADDING, "<|im_start|>", END_OF_TURN, "<|vision_start|>", "<|v
 VOCABULARY = 1600
 NUM_FACTS = 22
 PEAK_RATE = 2e-3
+QUESTIONS_AT_ONCE = 3  # about each study of a batch: a question is short and its answer a word
 STATE_WORDS = dict(zip((0.0, -1.0, 1.0), STATES, strict=True))  # the words that SASA's disease loss will use
 # GPT-style splitting: a word with its leading space, digits one by one, runs of punctuation.
 _SPLIT = r"""[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
 _SENTENCE = re.compile(r"(?<=[.])\s+")
+
+
+class Phase(NamedTuple):
+    """A stretch of training: how many texts, and the share of batches that are questions."""
+
+    texts: int
+    questions: float
+
+
+PHASES = (Phase(80_000, 0.5), Phase(160_000, 0.9))
 
 
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
@@ -127,48 +139,67 @@ class FactReader:
         return result.masked_scatter(places[..., None], vectors)
 
 
-def pretrain_language(studies: pd.DataFrame, target: Path, texts: int, batch_size: int = 16) -> dict:
-    """Train on `texts` reports and questions of a study table's training split; writes model and tokenizer to `target`.
+def pretrain_language(
+    studies: pd.DataFrame,
+    target: Path,
+    phases: Sequence[Phase] = PHASES,
+    start: Path | None = None,
+    batch_size: int = 16,
+) -> dict:
+    """Train on reports and questions of a study table's training split; writes model and tokenizer to `target`.
 
-    Questions in held-out wordings are never among them.
+    `start` is the folder of a Qwen3 that this function made, to continue from with `phases`. Questions in held-out
+    wordings are never among the texts.
     """
     train = studies[studies.split == "train"].reset_index(drop=True)
     held_out = studies[studies.split == "validate"].reset_index(drop=True)
     questions = build_questions(train, per_study=16, seed=0, synthetic_minority=True)
-    tokenizer = train_tokenizer([*train.report, *_words(questions)])
+    record = {"reports_seen": 0, "questions_seen": 0}
+    if start is None:
+        tokenizer = train_tokenizer([*train.report, *_words(questions)])
+        model = small_language_model(tokenizer)
+    else:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(start)
+        model = Qwen3ForCausalLM.from_pretrained(start, dtype=torch.float32)
+        record |= {name: model.config.pretraining[name] for name in record}
     processor = Processor(tokenizer, 1, (0,), (1,), num_image_tokens=NUM_FACTS, max_report_tokens=160)
-    model, reader = small_language_model(tokenizer), FactReader(tokenizer)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, weight_decay=0.05, betas=(0.9, 0.98))
-    rng = np.random.default_rng(0)
-    by_study = {study_id: list(found.itertuples()) for study_id, found in questions.groupby("study_id")}
-    seen, reported = 0, 0.0
-    while seen < texts:
-        for rows in _batches(train, batch_size, rng):
-            for group in optimizer.param_groups:
-                group["lr"] = (
-                    PEAK_RATE * min(1, (seen + batch_size) / 3200) * 0.5 * (1 + math.cos(math.pi * seen / texts))
-                )
-            model.train()
-            loss = _loss(model, processor, reader, rows, by_study, rng)
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            seen += len(rows)
-            if seen >= texts:
-                break
-            if seen / texts - reported > 0.1:
-                reported = seen / texts
-                loss_now = _held_out_loss(model, processor, reader, held_out)
-                print(f"{reported:4.0%}  {seen:6d} texts  loss {loss.item():.3f}  held out {loss_now:.3f}", flush=True)
-    record = {
-        "texts_seen": seen,
-        "training_reports": len(train),
-        "held_out_loss": round(_held_out_loss(model, processor, reader, held_out), 4),
-        "parameters": model.num_parameters(),
-    }
+    lesson = _Lesson(model, processor, FactReader(tokenizer), dict(list(questions.groupby("study_id"))))
+    for phase in phases:
+        _train_phase(lesson, phase, train, held_out, record, batch_size)
+    record |= {"training_reports": len(train), "parameters": model.num_parameters()}
+    record["held_out_loss"] = round(_held_out_loss(lesson, held_out), 4)
     _write(model, tokenizer, target, record)
     return record
+
+
+def _train_phase(
+    lesson: _Lesson, phase: Phase, train: pd.DataFrame, held_out: pd.DataFrame, record: dict, batch_size: int
+) -> None:
+    """One warm-up and cosine; adds to `record` what was seen."""
+    optimizer = torch.optim.AdamW(lesson.model.parameters(), lr=PEAK_RATE, weight_decay=0.05, betas=(0.9, 0.98))
+    rng = np.random.default_rng(record["questions_seen"])
+    seen, reported = 0, 0.0
+    while seen < phase.texts:
+        for rows in _batches(train, batch_size, rng):
+            rate = PEAK_RATE * min(1, (seen + batch_size) / 3200) * 0.5 * (1 + math.cos(math.pi * seen / phase.texts))
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            lesson.model.train()
+            asked = rng.random() < phase.questions
+            loss = lesson.question_loss(rows, rng) if asked else lesson.report_loss(rows, rng)
+            loss.backward()
+            nn.utils.clip_grad_norm_(lesson.model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            count = len(rows) * (QUESTIONS_AT_ONCE if asked else 1)
+            record["questions_seen" if asked else "reports_seen"] += count
+            seen += count
+            if seen >= phase.texts:
+                return
+            if seen / phase.texts - reported > 0.1:
+                reported = seen / phase.texts
+                known = _held_out_loss(lesson, held_out)
+                print(f"{reported:4.0%}  {seen:6d} texts  loss {loss.item():.3f}  held out {known:.3f}", flush=True)
 
 
 def _words(questions: pd.DataFrame) -> list[str]:
@@ -188,21 +219,35 @@ def _batches(studies: pd.DataFrame, batch_size: int, rng: np.random.Generator) -
         yield chunks[index]
 
 
-def _loss(model, processor, reader, rows: pd.DataFrame, by_study: dict, rng: np.random.Generator) -> Tensor:
-    """Half of the batches word reports, half answer questions, both from facts. Only the facts decide an answer:
-    questions teach to read the facts, reports to word them."""
-    states = rows[list(LABELS)].to_numpy(dtype=float)
-    views = [images[0]["view"] if len(images) else "" for images in rows.images]
-    asked = rng.random() < 1 / 2 and all(study_id in by_study for study_id in rows.study_id)
-    known = [facts(*of_one, rng, asked) for of_one in zip(states, rows.report, views, strict=True)]
-    if asked:
-        one = [by_study[study_id][rng.integers(len(by_study[study_id]))] for study_id in rows.study_id]
+class _Lesson:
+    """A model, what it is taught from, and the two things it is taught: to word facts, and to answer from them.
+
+    Only the facts decide an answer: questions teach to read the facts, reports to word them.
+    """
+
+    def __init__(self, model: Qwen3ForCausalLM, processor: Processor, reader: FactReader, questions: dict):
+        self.model, self.processor, self.reader = model, processor, reader
+        self.questions = {study_id: list(found.itertuples()) for study_id, found in questions.items()}
+
+    def report_loss(self, rows: pd.DataFrame, rng: np.random.Generator) -> Tensor:
+        batch = self.processor.for_training([self.processor.report_prompt()] * len(rows), list(rows.report))
+        return _text_loss(self.model, batch, self.reader, self._facts(rows, rng, asked=False))
+
+    def question_loss(self, rows: pd.DataFrame, rng: np.random.Generator) -> Tensor:
+        """Some questions about each study, each in one of its known wordings."""
+        rows = rows[rows.study_id.isin(self.questions)]
+        rows = rows.loc[rows.index.repeat(QUESTIONS_AT_ONCE)]
+        one = [self.questions[study_id][rng.integers(len(self.questions[study_id]))] for study_id in rows.study_id]
         choices = [wordings(row.kind, row.subject, row.value, row.negated).known for row in one]
-        prompts = [processor.question_prompt(str(rng.choice(known))) for known in choices]
-        targets = [row.answer for row in one]
-    else:
-        prompts, targets = [processor.report_prompt()] * len(rows), list(rows.report)
-    return _text_loss(model, processor.for_training(prompts, targets), reader, known)
+        prompts = [self.processor.question_prompt(str(rng.choice(known))) for known in choices]
+        batch = self.processor.for_training(prompts, [row.answer for row in one])
+        return _text_loss(self.model, batch, self.reader, self._facts(rows, rng, asked=True))
+
+    @staticmethod
+    def _facts(rows: pd.DataFrame, rng: np.random.Generator, asked: bool) -> list[list[str]]:
+        states = rows[list(LABELS)].to_numpy(dtype=float)
+        views = [images[0]["view"] if len(images) else "" for images in rows.images]
+        return [facts(*of_one, rng, asked) for of_one in zip(states, rows.report, views, strict=True)]
 
 
 def _text_loss(model, batch: dict[str, Tensor], reader: FactReader, known: list[list[str]]) -> Tensor:
@@ -216,9 +261,10 @@ def _text_loss(model, batch: dict[str, Tensor], reader: FactReader, known: list[
 
 
 @torch.no_grad()
-def _held_out_loss(model, processor, reader, rows: pd.DataFrame) -> float:
-    model.eval()
-    return _loss(model, processor, reader, rows, {}, np.random.default_rng(0)).item()
+def _held_out_loss(lesson: _Lesson, rows: pd.DataFrame) -> float:
+    """Loss of reports that were not trained on, from some of their facts."""
+    lesson.model.eval()
+    return lesson.report_loss(rows, np.random.default_rng(0)).item()
 
 
 def _write(model: Qwen3ForCausalLM, tokenizer, target: Path, record: dict) -> None:
