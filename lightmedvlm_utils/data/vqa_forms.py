@@ -252,17 +252,9 @@ def _of_distinct(function: Callable, values: pd.Series) -> pd.Series:
 
 
 def _lower(values: pd.Series) -> pd.Series:
-    """Every value as text in lower case; each of a few names is looked at once."""
-    known: dict[str, str] = {}
-
-    def of(value: object) -> str:
-        if not isinstance(value, str):
-            return plain(value).lower()
-        if value not in known:
-            known[value] = plain(value).lower()
-        return known[value]
-
-    return _of_each(of, values)
+    """Names (of a type, a split, ...) as text in lower case; each name is looked at once."""
+    texts = _of_each(lambda value: value if isinstance(value, str) else plain(value), values)
+    return texts.map({text: plain(text).lower() for text in texts.unique()})
 
 
 def _image_numbers(names: pd.Series, pattern: str) -> pd.Series:
@@ -279,8 +271,9 @@ def _image_numbers(names: pd.Series, pattern: str) -> pd.Series:
 def _mimic_images(subject: pd.Series, study: pd.Series, dicom: pd.Series) -> pd.Series:
     """`p10/p10000032/s50414267/<dicom>.jpg` of every row; "" where a number or the name is missing."""
     known = subject.notna() & study.notna() & (dicom != "")
-    rows = zip(subject.where(known, 0).astype(int), study.where(known, 0).astype(int), dicom, known, strict=True)
-    paths = [f"{patient_folder(a)}/s{b}/{name}.jpg" if there else "" for a, b, name, there in rows]
+    numbers = (ids.where(known, 0).astype("int64").tolist() for ids in (subject, study))
+    rows = zip(*numbers, dicom.tolist(), known.tolist(), strict=True)
+    paths = [f"{patient_folder(patient)}/s{study}/{name}.jpg" if there else "" for patient, study, name, there in rows]
     return pd.Series(paths, subject.index, dtype=object)
 
 

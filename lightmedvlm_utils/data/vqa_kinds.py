@@ -123,11 +123,11 @@ def plain(value: object) -> str:
     """A value of a JSON or CSV file as text; numbers that pandas has made floats are whole again."""
     if isinstance(value, str):
         return " ".join(value.split())
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else " ".join(str(value).split())
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def joined(value: object) -> str:
@@ -136,11 +136,16 @@ def joined(value: object) -> str:
     >>> joined(["pneumonia", "Edema"]), joined([])
     ('edema, pneumonia', '')
     """
-    return _joined_parts(tuple(map(plain, value))) if isinstance(value, list) else normalized(value)
+    if not isinstance(value, list):
+        return normalized(value)
+    try:
+        return _joined_parts(tuple(value))
+    except TypeError:  # a part that is a list itself
+        return _joined_parts(tuple(map(plain, value)))
 
 
 @lru_cache(maxsize=100_000)  # answers are made of few parts
-def _joined_parts(parts: tuple[str, ...]) -> str:
+def _joined_parts(parts: tuple) -> str:
     return ", ".join(sorted({normalized(part) for part in parts} - {""}))
 
 

@@ -76,6 +76,7 @@ STUDY_COLUMNS = ["subject_id", "study_id", "split", "images"]
 QUESTION_COLUMNS = [
     *("study_id", "kind", "label", "question", "answer", "closed", "split", "source_id", "content"),
 ]
+_RANK = {split: rank for rank, split in enumerate(SPLITS)}  # from training to testing
 _REASONS = ["study_id", "source_id", "file", "reason"]
 
 
@@ -181,7 +182,7 @@ def _sorted(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows from the test split to the training split, so that nothing depends on their order in the files."""
     ties = rows.duplicated(["source_id", "file"], keep=False)  # never in whole files
     keys = {
-        "rank": -rows["split"].map(SPLITS.index),
+        "rank": -rows["split"].map(_RANK),
         "number": pd.to_numeric(rows["source_id"], errors="coerce"),
         "name": rows["source_id"],
         "file": rows["file"],
@@ -205,8 +206,9 @@ def _mark_images(rows: pd.DataFrame, folders: Sequence[str]) -> dict[str, str]:
     usable = rows.loc[rows["reason"] == "", ["study_id", "image"]]
     other = usable.drop_duplicates().sort_values("image")
     other = other[other["study_id"].duplicated()]
-    asked = usable.reset_index().merge(other, on=["study_id", "image"])["index"]
-    rows.loc[asked, "reason"] = "question is about another image of the study"
+    if len(other):
+        asked = usable.reset_index().merge(other, on=["study_id", "image"])["index"]
+        rows.loc[asked, "reason"] = "question is about another image of the study"
     return paths
 
 
@@ -231,7 +233,7 @@ def _find_image(name: str, folders: Sequence[str]) -> tuple[str, str]:
 def _mark_shared(rows: pd.DataFrame, unit: str, keep: bool) -> int:
     """How many patients (`subject_id`) are left in two splits; leave the nearer to training out unless `keep`."""
     usable = rows[rows["reason"] == ""]
-    rank = usable["split"].map(SPLITS.index)
+    rank = usable["split"].map(_RANK)
     last = rank.groupby(usable["subject_id"]).transform("max")
     early = rank < last
     if keep:
@@ -242,9 +244,8 @@ def _mark_shared(rows: pd.DataFrame, unit: str, keep: bool) -> int:
 
 def _mark_repeats(rows: pd.DataFrame) -> None:
     """Leave out what is asked twice about an image, and what is answered twice; `rows` begin with the test split."""
-    asked = rows["question"].str.lower().str.rstrip(" ?.!")
-    keys = rows[["study_id", "reference_id", "split", "reason"]].assign(asked=asked, answer=rows["answer"])
-    keys = keys[keys["reason"] == ""]
+    keys = rows.loc[rows["reason"] == "", ["study_id", "reference_id", "split", "question", "answer"]]
+    keys["asked"] = [question.lower().rstrip(" ?.!") for question in keys["question"].tolist()]
     one = ["study_id", "reference_id", "asked"]
     repeated = keys.duplicated([*one, "answer"])
     rows.loc[keys.index[repeated], "reason"] = "question is asked twice of the image"
@@ -262,7 +263,7 @@ def _tables(
     earlier = compared.assign(study_id=compared["reference_id"], image=compared["reference_image"], view="")
     # Rows begin with the test split: of a study in two, the row that is nearest to testing stays.
     both = pd.concat([table[columns].drop_duplicates("study_id") for table in (usable, earlier)])
-    both = both.assign(rank=-both["split"].map(SPLITS.index)).sort_values(["study_id", "rank"])
+    both = both.assign(rank=-both["split"].map(_RANK)).sort_values(["study_id", "rank"])
     studies = both.drop_duplicates("study_id").drop(columns="rank")
     pairs = zip(studies["image"], studies["view"], strict=True)
     studies["images"] = [[{"path": paths[image], "view": view}] for image, view in pairs]
