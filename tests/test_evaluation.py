@@ -1,12 +1,14 @@
 """Baselines, scorers and localization: what must hold whatever the model says."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from lightmedvlm_utils.data.labels import label_reports
 from lightmedvlm_utils.errors import UserError
-from lightmedvlm_utils.evaluation import baselines, metrics, published, scorers
+from lightmedvlm_utils.evaluation import baselines, bootstrap, metrics, published, runs, scorers
 from lightmedvlm_utils.evaluation.localization import (
     center_map,
     enlarge,
@@ -14,6 +16,7 @@ from lightmedvlm_utils.evaluation.localization import (
     localization_table,
     localize,
 )
+from lightmedvlm_utils.evaluation.systems import Systems
 from lightmedvlm_utils.observations import LABELS
 
 EFFUSION = "Findings: Small left pleural effusion. Impression: Pleural effusion."
@@ -217,3 +220,36 @@ def test_published_answers_are_compared_by_their_words():
     assert find(rows, metric="accuracy", section="open questions") == 0.5
     assert find(rows, metric="token_f1", section="view") == 0
     assert published.token_f1("left lung", "right lung") == 0.5
+
+
+def test_p_is_small_where_resampling_never_turns_the_sign():
+    rng = np.random.default_rng(0)
+    clear, doubtful = rng.normal(0.3, 0.05, 1001), rng.normal(0.01, 0.05, 1001)
+    assert bootstrap.p_value(clear) == 1 / 1000 and bootstrap.p_value(doubtful) > 0.5
+    assert bootstrap.p_value(np.zeros(11)) == 1 and bootstrap.p_value(np.full(11, np.nan)) is None
+
+
+def test_the_pairs_that_a_reader_asks_for():
+    systems = Systems({"sasa": "SASA", "mlp": "plain", "toy": "toy"})
+    pairs = systems.pairs(["sasa", "mlp", "toy", "nearest_neighbour", "sasa_stage3"])
+    assert ("sasa", "nearest_neighbour") in pairs and ("sasa_stage3", "sasa") in pairs and ("mlp", "toy") in pairs
+    assert len(set(map(frozenset, pairs))) == len(pairs) and not any("finding_neighbour" in pair for pair in pairs)
+
+
+def test_other_runs_stand_beside_this_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "outputs_root", lambda: tmp_path)
+    with pytest.raises(UserError, match="'none' has no finished evaluation"):
+        runs.read_run("none")
+    for seed, (name, value) in enumerate({"first": 0.4, "second": 0.6}.items()):
+        folder = tmp_path / name / "07_evaluation"
+        folder.mkdir(parents=True)
+        record = {"system": "sasa", "task": "report", "metric": "f1", "section": "all", "protocol": "study"}
+        (folder / "metrics.json").write_text(json.dumps([record | {"value": value}]))
+        (folder / "manifest.json").write_text(json.dumps({"parameters": {"seed": seed}}))
+        table = pd.DataFrame({"subject_id": [1, 2], "study_id": [20, 10], "sasa": [f"{name} b", f"{name} a"]})
+        table.to_csv(folder / "predictions.csv", index=False)
+    both = [runs.read_run(name) for name in ("first", "second")]
+    assert runs.reports_of_runs(both, [10, 20])["sasa (second)"] == ["second a", "second b"]
+    assert runs.reports_of_runs(both, [10, 30]) == {}  # another run's studies cannot be compared
+    summary = runs.over_runs(both, [("report", "f1", "all", "study")]).loc[("sasa", "f1")]
+    assert summary["mean"] == pytest.approx(0.5) and summary["count"] == 2

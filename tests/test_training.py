@@ -12,7 +12,14 @@ from lightmedvlm_utils.config import StageSettings
 from lightmedvlm_utils.errors import UserError
 from lightmedvlm_utils.learning.examples import disease_targets, question_examples, report_examples
 from lightmedvlm_utils.learning.features import FeatureStore, encode_studies
-from lightmedvlm_utils.learning.loop import batches, learning_rate, prepare_stage, train, warm_up_diseases
+from lightmedvlm_utils.learning.loop import (
+    batches,
+    learning_rate,
+    make_batch,
+    prepare_stage,
+    train,
+    warm_up_diseases,
+)
 from lightmedvlm_utils.model import lora
 from lightmedvlm_utils.model.modeling import PARTS, LightMedVLM
 from lightmedvlm_utils.observations import LABELS
@@ -93,6 +100,22 @@ def test_an_epoch_shows_every_example_once(make_model, studies, store):
 def test_disease_targets_keep_uncertain_apart():
     states = np.array([[1.0, 0.0, -1.0, np.nan]])
     assert disease_targets(states).tolist() == [[1.0, 0.0, 0.5, 0.0]]
+    assert disease_targets(None).isnan().all()
+
+
+def test_studies_without_labels_teach_their_questions_alone(make_model, studies, store):
+    """A published VQA set has no labels: its studies lie beside the run's own and move no disease query by a loss."""
+    model, processor = make_model()
+    others = pd.DataFrame({"study_id": [-1, -2]})
+    both = store.joined(FeatureStore(others.study_id, torch.randn(2, 49, 16).half()))
+    assert torch.equal(both([-2, 100])["image_features"][1], store([100])["image_features"][0])
+    questions = pd.DataFrame({"study_id": [-1, -2], "question": "Which side?", "answer": ["left", "right"]})
+    examples = question_examples(questions, others, processor)
+    batch = make_batch(examples, both, processor)
+    tokens = model.image_tokens(image_features=batch["image_features"])
+    assert model.disease_loss(tokens, batch["disease_targets"]) == 0
+    history = train(model, processor, examples, both, STAGES[1], examples, log=lambda line: None)
+    assert np.isfinite(history[-1]["validation_loss"])
 
 
 def test_the_schedule_rises_to_its_peak_and_falls_to_its_end():
