@@ -43,7 +43,6 @@ from lightmedvlm_utils.observations import LABELS
 SPECIAL_TOKENS = (PADDING, "<|im_start|>", END_OF_TURN, "<|vision_start|>", "<|vision_end|>", IMAGE_TOKEN)
 VOCABULARY = 1600
 NUM_FACTS = 22
-PEAK_RATE = 2e-3
 QUESTIONS_AT_ONCE = 3  # about each study of a batch: a question is short and its answer a word
 STATE_WORDS = dict(zip((0.0, -1.0, 1.0), STATES, strict=True))  # the words that SASA's disease loss will use
 # GPT-style splitting: a word with its leading space, digits one by one, runs of punctuation.
@@ -56,9 +55,12 @@ class Phase(NamedTuple):
 
     texts: int
     questions: float
+    rate: float = 2e-3  # at its peak
 
 
-PHASES = (Phase(80_000, 0.5), Phase(160_000, 0.9))
+# Both skills; then questions, whose one word of answer teaches little at a time; then mostly reports again, so that
+# wording is not forgotten.
+PHASES = (Phase(80_000, 0.5), Phase(56_000, 0.95), Phase(24_000, 0.15, 1e-3))
 
 
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
@@ -176,12 +178,12 @@ def _train_phase(
     lesson: _Lesson, phase: Phase, train: pd.DataFrame, held_out: pd.DataFrame, record: dict, batch_size: int
 ) -> None:
     """One warm-up and cosine; adds to `record` what was seen."""
-    optimizer = torch.optim.AdamW(lesson.model.parameters(), lr=PEAK_RATE, weight_decay=0.05, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(lesson.model.parameters(), lr=phase.rate, weight_decay=0.05, betas=(0.9, 0.98))
     rng = np.random.default_rng(record["questions_seen"])
     seen, reported = 0, 0.0
     while seen < phase.texts:
         for rows in _batches(train, batch_size, rng):
-            rate = PEAK_RATE * min(1, (seen + batch_size) / 3200) * 0.5 * (1 + math.cos(math.pi * seen / phase.texts))
+            rate = phase.rate * min(1, (seen + batch_size) / 3200) * 0.5 * (1 + math.cos(math.pi * seen / phase.texts))
             for group in optimizer.param_groups:
                 group["lr"] = rate
             lesson.model.train()
