@@ -68,8 +68,8 @@ def find(records: list[Record], system: str, task: str, metric: str, section: st
 
 def table(records: list[Record]) -> str:
     """The README's results in Markdown, from the tidy records of `metrics.json`."""
-    columns = ("system", "image seen", "learned from", "label macro-F1", "fact F1", "side right", "BLEU-4")
-    columns = (*columns, "yes/no balanced accuracy")
+    scores = ("label macro-F1", "fact F1", "side right", "BLEU-4", "yes/no balanced accuracy")
+    columns = ("system", "image seen", "learned from", *scores)
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for system, about in SYSTEMS.items():
         cells = (

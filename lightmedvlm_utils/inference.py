@@ -58,19 +58,24 @@ class Reporter:
             reports += self.processor.decode(output.sequences)
         return reports
 
-    def answer(self, images: Sequence[Image], questions: Sequence[str]) -> list[Answer]:
+    def answer(
+        self, images: Sequence[Image], questions: Sequence[str], closed: Sequence[bool] | None = None
+    ) -> list[Answer]:
         """Answer question i about image i.
 
-        A question that `is_closed` gets yes or no, from the first token's probabilities alone: one forward pass, and
-        never an answer that must be interpreted. Any other gets the words that the model writes, decoded greedily.
+        A `closed` question (by default one that `is_closed`) gets yes or no, from the first token's probabilities
+        alone: one forward pass, and never an answer that must be interpreted. Any other gets the words that the model
+        writes, decoded greedily.
         """
         answers: list[Answer | None] = [None] * len(questions)
-        pairs = list(zip(range(len(questions)), images, questions, strict=True))
-        for respond, closed in ((self._yes_or_no, True), (self._in_words, False)):
-            for batch in self._batches([pair for pair in pairs if is_closed(pair[2]) == closed]):
-                places, shown, asked = zip(*batch, strict=True)
+        kinds = list(map(is_closed, questions)) if closed is None else closed
+        pairs = list(zip(range(len(questions)), images, questions, kinds, strict=True))
+        for respond, kind in ((self._yes_or_no, True), (self._in_words, False)):
+            for batch in self._batches([pair for pair in pairs if bool(pair[3]) == kind]):
+                places, shown, asked, _ = zip(*batch, strict=True)
                 inputs = self._inputs(shown)
-                prompts = [self.processor.question_prompt(q, n) for q, n in zip(asked, _views(inputs), strict=True)]
+                counts = zip(asked, _views(inputs), strict=True)
+                prompts = [self.processor.question_prompt(question, views, kind) for question, views in counts]
                 for place, answer in zip(places, respond(prompts, inputs), strict=True):
                     answers[place] = answer
         return [answer for answer in answers if answer is not None]

@@ -92,7 +92,7 @@ def published_questions(step: Step) -> VQASet | None:
     root = step.parameters.get("vqa_data", "")
     if not root:
         return None
-    found = read_vqa(root, step.data_root if step.dataset == "mimic" else "")
+    found = read_vqa(root, (step.data_root or "") if step.dataset == "mimic" else "")
     renamed = [table.assign(study_id=-table["study_id"]) for table in (found.studies, found.questions)]
     return found._replace(studies=renamed[0], questions=renamed[1])
 

@@ -88,17 +88,21 @@ def reword(questions: pd.DataFrame, seed: int, held_out: bool = True) -> pd.Seri
     return pd.Series(texts, index=questions.index, name="question")
 
 
-_AUXILIARY = re.compile(r"\W*(?:is|are|was|were|does|do|did|has|have|had|can|could|will|would|should|may|any)\b", re.I)
+_OPEN = re.compile(
+    r"\W*(?:(?:on|in|at|from|to|of|with|please|(?:can|could|would) you(?: please)?)\s+)?"
+    r"(?:what|which|where|how|who|why|when|list|name|specify|enumerate|describe|state|tell|identify|indicate|give|provide)\b",
+    re.IGNORECASE,
+)
 _CHOICE = re.compile(r"\b(?:left|right|upper|middle|lower|pa|ap|frontal|lateral)\b,?(?: \w+){0,3} or\b", re.I)
 
 
 def is_closed(question: str) -> bool:
-    """Whether a question asks for yes or no: it begins with an auxiliary verb and offers no sides, zones or views.
+    """Whether a question asks for yes or no: it does not ask what, where or how much, and offers no choice.
 
-    >>> [is_closed(q) for q in ("Is there an effusion?", "Is it left or right?", "Where is it?")]
-    [True, False, False]
+    >>> [is_closed(q) for q in ("Is there an effusion?", "Effusion?", "Is it left or right?", "Can you list them?")]
+    [True, True, False, False]
     """
-    return bool(_AUXILIARY.match(question)) and not _CHOICE.search(question)
+    return not _OPEN.match(question) and not _CHOICE.search(question)
 
 
 _SAID = {

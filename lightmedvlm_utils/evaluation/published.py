@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -48,6 +49,6 @@ def published_records(
                 "accuracy": own @ exact[chosen] / own.sum(1),
                 "token_f1": own @ overlap[chosen] / own.sum(1),
             }
-            about = {"task": "vqa_published", "unit": "question", "n": int(chosen.sum())}
+            about: dict[str, Any] = {"task": "vqa_published", "unit": "question", "n": int(chosen.sum())}
             rows += records(draws, system=system, protocol=protocol, section=section, **about)
     return rows

@@ -220,7 +220,7 @@ class VQAScorer:
         `threshold` chosen on the validation split, `tuned_balanced_accuracy` stands beside the one at 0.5."""
         rows = []
         for section, chosen in self._sections(per_label).items():
-            rows += self._rows(self._draws(answers, probability, threshold, chosen), system, section, chosen)
+            rows += self._rows(self._draws(chosen, answers, probability, threshold), system, section, chosen)
         return rows
 
     def difference(self, name: str, first: tuple, second: tuple) -> list[dict]:
@@ -230,7 +230,7 @@ class VQAScorer:
         sections = self._sections()
         for section in [name for name in ("all questions", "open questions") if name in sections]:
             chosen = sections[section]
-            one, other = (self._draws(*self._padded(system), chosen) for system in (first, second))
+            one, other = (self._draws(chosen, *system) for system in (first, second))
             gaps = {metric: one[metric] - other[metric] for metric in one if metric in other}
             rows += difference_records(gaps, **self._about(name, section, chosen))
         return rows
@@ -242,10 +242,6 @@ class VQAScorer:
         weights = self.weights[:, chosen]
         draws = {"flip_rate": weights @ flipped / weights.sum(1)}
         return self._rows(draws, system, section, chosen)
-
-    @staticmethod
-    def _padded(system: tuple) -> tuple:
-        return (*system, None, None)[:3]
 
     def _sections(self, per_label: bool = False) -> dict[str, np.ndarray]:
         """Boolean masks of the questions in each section; only sections that have questions."""
@@ -259,7 +255,7 @@ class VQAScorer:
             sections |= {name: by_label & (label == name) for name in LABELS}
         return {name: mask for name, mask in sections.items() if mask.any()}
 
-    def _draws(self, answers, probability, threshold, chosen: np.ndarray) -> metrics.Draws:
+    def _draws(self, chosen: np.ndarray, answers, probability=None, threshold=None) -> metrics.Draws:
         weights, given = self.weights[:, chosen], np.asarray(answers)[chosen]
         if not self.closed[chosen].all():
             return metrics.open_draws(self.questions["answer"].to_numpy()[chosen], given, weights)

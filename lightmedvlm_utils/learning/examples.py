@@ -42,7 +42,7 @@ def question_examples(questions: pd.DataFrame, studies: pd.DataFrame, processor:
     return [
         Example(
             int(row.study_id),
-            processor.question_prompt(row.question, views[row.study_id]),
+            processor.question_prompt(row.question, views[row.study_id], getattr(row, "closed", None)),
             row.answer,
             states[row.study_id],
         )

@@ -139,9 +139,9 @@ class Processor:
     def report_prompt(self, num_views: int = 1) -> str:
         return chat_prompt(REPORT_SYSTEM, REPORT_USER.format(image=self._image(num_views)))
 
-    def question_prompt(self, question: str, num_views: int = 1) -> str:
-        """The prompt of a question; one that `is_closed` is to be answered by yes or no."""
-        system = VQA_SYSTEM if is_closed(question) else OPEN_SYSTEM
+    def question_prompt(self, question: str, num_views: int = 1, closed: bool | None = None) -> str:
+        """The prompt of a question; a `closed` one, by default one that `is_closed`, asks for yes or no."""
+        system = VQA_SYSTEM if (is_closed(question) if closed is None else closed) else OPEN_SYSTEM
         return chat_prompt(system, VQA_USER.format(question=self._plain(question), image=self._image(num_views)))
 
     def for_training(self, prompts: Sequence[str], targets: Sequence[str]) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -156,7 +156,7 @@ def pretrain_language(
     train = studies[studies.split == "train"].reset_index(drop=True)
     held_out = studies[studies.split == "validate"].reset_index(drop=True)
     questions = build_questions(train, per_study=16, seed=0, synthetic_minority=True)
-    record = {"reports_seen": 0, "questions_seen": 0}
+    record: dict[str, Any] = {"reports_seen": 0, "questions_seen": 0}
     if start is None:
         tokenizer = train_tokenizer([*train.report, *_words(questions)])
         model = small_language_model(tokenizer)
