@@ -113,11 +113,14 @@ def test_weights_that_are_nowhere_name_what_to_download():
 
 def test_facts_name_every_label_with_its_state():
     states = np.array([1.0, 0.0, -1.0] + [np.nan] * 11)
-    known = language.facts(states, "Findings: A. Impression: B.", np.random.default_rng(0))
+    report = "Findings: The lungs are clear. Small left pleural effusion. Impression: B."
+    known = language.facts(states, report, "PA", np.random.default_rng(0))
     assert known[:4] == [
         f" {label} {word}" for label, word in zip(LABELS, ["present", "absent", "possible", "absent"], strict=False)
     ]
-    assert len(known) <= language.NUM_FACTS
+    assert " PA view" in known and len(known) <= language.NUM_FACTS
+    asked = language.facts(states, report, "PA", np.random.default_rng(0), asked=True)
+    assert " Small left pleural effusion." in asked and " The lungs are clear." not in " ".join(asked)
 
 
 def test_fact_vectors_are_mean_embeddings(tiny_tokenizer):

@@ -60,8 +60,13 @@ def p_value(draws: np.ndarray) -> float | None:
 
 
 def difference_records(gaps: Mapping[str, np.ndarray], **about) -> list[dict]:
-    """Records of paired differences, `{metric: draws}`, with their `p`; `about` as for `records`."""
-    return [row | {"p": p_value(gaps[row["metric"]])} for row in records(gaps, **about)]
+    """Records of paired differences, `{metric: draws}`, each with one of its p as metric "..._p"; `about` as for
+    `records`."""
+    scores: dict[str, np.ndarray | Estimate] = {}
+    for metric, draws in gaps.items():
+        p = p_value(draws)
+        scores |= {metric: draws, f"{metric}_p": Estimate(np.nan if p is None else p)}
+    return records(scores, **about)
 
 
 def records(

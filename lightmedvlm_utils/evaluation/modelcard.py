@@ -8,6 +8,7 @@ import pandas as pd
 
 from lightmedvlm_utils.config import NOT_FOR_CLINICAL_USE, Profile
 from lightmedvlm_utils.evaluation.bootstrap import PROTOCOL
+from lightmedvlm_utils.evaluation.systems import MINUS
 
 # (heading, task, section, {metric: column title}, protocol) of the tables in the card.
 _TABLES = (
@@ -94,7 +95,7 @@ def record_table(
     cells: dict[str, dict[str, str]] = {}
     for row in records:
         here = (row["task"], row["section"], row["protocol"]) == (task, section, protocol)
-        if here and row["metric"] in titles and "p" not in row:
+        if here and row["metric"] in titles and MINUS not in row["system"]:
             cells.setdefault(row["system"], {})[titles[row["metric"]]] = format_record(row)
     table = pd.DataFrame.from_dict(cells, orient="index").fillna("–")
     return table[[title for title in titles.values() if title in table]]
@@ -107,14 +108,16 @@ def comparison_table(
 
     `titles`: metric -> (column title, protocol).
     """
+    here = [row for row in records if MINUS in row["system"] and (row["task"], row["section"]) == (task, section)]
+    by_key = {(row["system"], row["metric"], row["protocol"]): row for row in here}
     cells: dict[str, dict[str, str]] = {}
-    for row in records:
-        title, protocol = titles.get(row["metric"], ("", ""))
-        if "p" in row and (row["task"], row["section"], row["protocol"]) == (task, section, protocol):
+    for (system, metric, protocol), row in by_key.items():
+        if titles.get(metric, ("", ""))[1] == protocol:
             text = format_record(row)
             signed = f"+{text}" if (row["value"] or 0) > 0 else text
-            p = "" if row["p"] is None else f", p {row['p']:.3f}"
-            cells.setdefault(row["system"].replace("_minus_", " - "), {})[title] = signed + p
+            p = by_key[system, f"{metric}_p", protocol]["value"]
+            shown = "" if p is None else f", p {p:.3f}"
+            cells.setdefault(system.replace(MINUS, " - "), {})[titles[metric][0]] = signed + shown
     return pd.DataFrame.from_dict(cells, orient="index").fillna("–")
 
 

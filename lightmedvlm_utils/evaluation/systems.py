@@ -16,6 +16,9 @@ BASELINES = {
 }
 
 
+MINUS = "_minus_"  # in the name of a paired difference
+
+
 @dataclass(frozen=True)
 class Systems:
     """`connectors` maps the names of a run's connectors to their titles; the first is the lesson's own, which also
@@ -49,7 +52,7 @@ class Systems:
     @staticmethod
     def difference(one: str, other: str) -> str:
         """The name of the paired difference one - other."""
-        return f"{one}_minus_{other}"
+        return f"{one}{MINUS}{other}"
 
     def names(self) -> dict[str, str]:
         """Every system's name in figures, in the order of figures."""
