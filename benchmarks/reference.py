@@ -176,7 +176,9 @@ def take(folder: Path) -> None:
     if dataset != "phantom":
         sys.exit(f"{folder} is a run on {dataset!r}: nothing of it may be published.")
     REFERENCE.mkdir(parents=True, exist_ok=True)
-    shutil.copy(folder / "07_evaluation/metrics.json", REFERENCE / "metrics.json")
+    records = json.loads((folder / "07_evaluation/metrics.json").read_text())
+    lines = ",\n".join(json.dumps(record, ensure_ascii=False) for record in records)  # one a line, to be compared
+    (REFERENCE / "metrics.json").write_text(f"[\n{lines}\n]\n")
     for name, step in FIGURES.items():
         shutil.copy(folder / step / name, REFERENCE / name)
     (REFERENCE / "run.json").write_text(json.dumps(timing(folder), indent=1) + "\n")

@@ -297,8 +297,8 @@ def _vqa(arguments) -> int:
         print(json.dumps(record, indent=1))
     else:
         for row in rows:
-            *_, (of_what, probability) = row.items()
-            print(f"{row['question']}  {row['answer']} ({of_what.replace('_', ' ')}: {probability:.2f})")
+            of_what = "probability_of_yes" if "probability_of_yes" in row else "probability"
+            print(f"{row['question']}  {row['answer']} ({of_what.replace('_', ' ')}: {row[of_what]:.2f})")
     print(NOT_FOR_CLINICAL_USE, file=sys.stderr)
     return 0
 

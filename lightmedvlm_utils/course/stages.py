@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +93,14 @@ def published_questions(step: Step) -> VQASet | None:
     root = step.parameters.get("vqa_data", "")
     if not root:
         return None
-    found = read_vqa(root, (step.data_root or "") if step.dataset == "mimic" else "")
-    renamed = [table.assign(study_id=-table["study_id"]) for table in (found.studies, found.questions)]
-    return found._replace(studies=renamed[0], questions=renamed[1])
+    return _read_published(root, str(step.data_root or "") if step.dataset == "mimic" else "")
+
+
+@lru_cache(maxsize=1)  # asked for by every connector and split, and a large set takes half a minute to read
+def _read_published(root: str, image_root: str) -> VQASet:
+    found = read_vqa(root, image_root)
+    studies, questions = (table.assign(study_id=-table["study_id"]) for table in (found.studies, found.questions))
+    return found._replace(studies=studies, questions=questions)
 
 
 def with_published_images(step: Step, store: Store, model: LightMedVLM, processor: Processor) -> Store:

@@ -27,7 +27,7 @@ COLUMNS = ["study_id", "kind", "label", "subject", "value", "negated", "question
 
 _NEGATED = 4  # every fourth pair of closed questions asks for the absence
 _MOST_REPEATS = 3  # a rare label's positive study is asked at most so often, each time in other words
-# How the budget is shared: half to the 14 labels, the rest to what else there is to ask.
+# How the budget is shared: most to the 14 labels, the rest to what else there is to ask.
 _SHARES = {"presence": 0.6, "side": 0.15, "zone": 0.06, "severity": 0.06, "view": 0.04, "device": 0.06, "count": 0.03}
 # Zones as reports name them, and as they are asked for.
 _ZONES = {"upper": "upper", "apical": "upper", "mid": "middle", "lower": "lower", "basal": "lower"}
@@ -70,10 +70,9 @@ def build_questions(
             raise no_such("kind of question", kind, KINDS)
     studies = studies.drop_duplicates("study_id").sort_values("study_id", ignore_index=True)
     rows = _label_questions(studies, per_study, seed, synthetic_minority, kinds)
-    for kind in kinds:
-        if kind in _ABOUT and ("images" if kind == "view" else "report") in studies:
-            rng = np.random.default_rng([seed, len(LABELS) + KINDS.index(kind)])
-            rows += _property_questions(kind, studies, int(_SHARES[kind] * per_study * len(studies)), rng)
+    for kind, stated in stated_answers(studies, kinds).items():
+        rng = np.random.default_rng([seed, len(LABELS) + KINDS.index(kind)])
+        rows += _property_questions(kind, stated, int(_SHARES[kind] * per_study * len(studies)), rng)
     frame = pd.DataFrame(rows, columns=COLUMNS)
     return frame.sort_values(["study_id", "kind", "label", "question"], ignore_index=True)
 
@@ -118,7 +117,8 @@ _SAID = {
 }
 _SAID["count"]["none"] += "|no|zero"
 _SAID_COMPILED = {kind: {a: re.compile(rf"\b(?:{p})\b", re.I) for a, p in said.items()} for kind, said in _SAID.items()}
-_NAMES = {re.sub(r"^an? ", "", noun): device for device, nouns in DEVICES.items() for noun in (device, *nouns)}
+_NAMES = dict.fromkeys(("none", "no device", "no devices"), "none")
+_NAMES |= {re.sub(r"^an? ", "", noun): device for device, nouns in DEVICES.items() for noun in (device, *nouns)}
 
 
 def normalize_answer(kind: str, answer: str) -> str:
@@ -130,16 +130,8 @@ def normalize_answer(kind: str, answer: str) -> str:
     """
     if kind == "device":
         items = [re.sub(r"^(?:an?|the) ", "", item.strip(" .")) for item in re.split(r",|\band\b", answer.lower())]
-        found = {
-            _NAMES.get(item, "none" if item in ("none", "no devices", "no device") else "") for item in items if item
-        }
-        return (
-            ""
-            if "" in found or (len(found) > 1 and "none" in found)
-            else _device_list(found - {"none"})
-            if found
-            else ""
-        )
+        found = {_NAMES.get(item, "") for item in items if item}
+        return _device_list(found) if found == {"none"} or (found and not found & {"", "none"}) else ""
     found = {name for name, pattern in _SAID_COMPILED.get(kind, {}).items() if pattern.search(answer)}
     if kind == "side" and "both sides" in found:
         found = {"both sides"}
@@ -247,25 +239,29 @@ class Stated(NamedTuple):
         return self.subject, str(self.answer.count(",")) if ", " in self.answer else self.answer
 
 
-def stated_answers(studies: pd.DataFrame, kind: str) -> list[Stated]:
-    """Every open answer of a kind that the studies give, in ANSWERS' words: from their reports, or (view) images.
+def stated_answers(studies: pd.DataFrame, kinds: Iterable[str]) -> dict[str, list[Stated]]:
+    """Every open answer that the studies give, by kind, in ANSWERS' words: from their reports, or (view) images.
 
-    A property is left out where the report does not name it, hedges the finding or says two things.
+    A property is left out where the report does not name it, hedges the finding or says two things; a kind, where the
+    studies have no column `report` (view: `images`) or nothing open is asked of it.
     """
-    if kind == "view":
+    found: dict[str, list[Stated]] = {
+        kind: [] for kind in kinds if kind in _ABOUT and ("images" if kind == "view" else "report") in studies
+    }
+    if "view" in found:
         first = [images[0]["view"] if len(images) else "" for images in studies["images"]]
         pairs = zip(studies["study_id"], first, strict=True)
-        return [Stated(int(study_id), kind, "", "", view) for study_id, view in pairs if view in ANSWERS["view"]]
-    found = []
-    for study_id, report in zip(studies["study_id"], studies["report"], strict=True):
+        found["view"] = [Stated(int(study), "view", "", "", view) for study, view in pairs if view in ANSWERS["view"]]
+    for study_id, report in zip(studies["study_id"], studies["report"], strict=True) if found.keys() - {"view"} else ():
         by_label: dict[str, list[Fact]] = {}
         for fact in read_facts(report):
             if fact.state != "absent":
                 by_label.setdefault(fact.finding, []).append(fact)
-        for label in _ABOUT[kind]:
-            answer = _answer(kind, by_label.get(label, []))
-            if answer:
-                found.append(Stated(int(study_id), kind, label, "" if kind == "device" else label, answer))
+        for kind, stated in found.items():
+            for label in _ABOUT[kind]:
+                answer = _answer(kind, by_label.get(label, []))
+                if answer:
+                    stated.append(Stated(int(study_id), kind, label, "" if kind == "device" else label, answer))
     return found
 
 
@@ -309,9 +305,8 @@ _ABOUT: dict[str, tuple[str, ...]] = {
 _OPPOSITE = {"left": "right", "right": "left", "AP": "PA", "PA": "AP"}
 
 
-def _property_questions(kind: str, studies: pd.DataFrame, budget: int, rng: np.random.Generator) -> list[tuple]:
+def _property_questions(kind: str, stated: list[Stated], budget: int, rng: np.random.Generator) -> list[tuple]:
     """Open questions of a kind and, for sides, views and devices, as many closed ones."""
-    stated = stated_answers(studies, kind)
     half = budget // 2 if kind in ("side", "view", "device") else budget
     rows = [_row(found, "", found.answer, rng) for found in _capped(stated, half, rng)]
     if kind == "device":

@@ -86,8 +86,8 @@ def neighbor_answers(questions: pd.DataFrame, neighbors: pd.DataFrame, otherwise
     known = neighbors.drop_duplicates("study_id")
     stated = {
         (found.study_id, found.kind, found.subject): found.answer
-        for kind in set(questions["kind"]) - {"presence", "normality"}
-        for found in stated_answers(known, kind)
+        for of_kind in stated_answers(known, set(questions["kind"])).values()
+        for found in of_kind
     }
     answers = []
     states = {label: neighbors[label].to_numpy(float) for label in LABELS}

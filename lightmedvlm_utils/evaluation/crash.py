@@ -132,28 +132,21 @@ def _f1(twice_right: float, named: float) -> float:
     return twice_right / named if named else 1.0  # two reports that name nothing agree
 
 
-def _bleu_scores(references: Sequence[str], reports: Sequence[str]) -> np.ndarray:
-    return metrics.bleu(metrics.bleu_counts(references, reports))[:, 3]
+@lru_cache(maxsize=32)  # three metrics ask for the same texts, kind by kind of error
+def _lexical(references: tuple[str, ...], reports: tuple[str, ...]) -> pd.DataFrame:
+    return metrics.lexical_per_study(references, reports)
 
 
-def _rouge_scores(references: Sequence[str], reports: Sequence[str]) -> np.ndarray:
-    from pycocoevalcap.rouge.rouge import Rouge
-
-    return Rouge().compute_score(metrics.tokenized(references), metrics.tokenized(reports))[1]
-
-
-def _cider_scores(references: Sequence[str], reports: Sequence[str]) -> np.ndarray:
-    from pycocoevalcap.cider.cider import Cider
-
-    return Cider().compute_score(metrics.tokenized(references), metrics.tokenized(reports))[1]
+def _lexical_scores(name: str) -> Metric:
+    return lambda references, reports: _lexical(tuple(references), tuple(reports))[name].to_numpy()
 
 
 Metric = Callable[[Sequence[str], Sequence[str]], np.ndarray]  # references, reports -> (n,) or (n, k), higher is better
 METRICS: dict[str, Metric] = {
     "fact score": _fact_scores,
-    "BLEU-4": _bleu_scores,
-    "ROUGE-L": _rouge_scores,
-    "CIDEr": _cider_scores,
+    "BLEU-4": _lexical_scores("bleu_4"),
+    "ROUGE-L": _lexical_scores("rouge_l"),
+    "CIDEr": _lexical_scores("cider"),
     "label F1": _label_scores,
 }
 
