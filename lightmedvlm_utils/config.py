@@ -22,7 +22,7 @@ Size = Annotated[int, Ge(1)]
 Rate = Annotated[float, Gt(0), Interval(le=1)]
 Share = Annotated[float, Interval(ge=0, le=1)]
 Weight = Annotated[float, Interval(ge=0, le=1e6)]
-Part = Literal["vision", "connector", "lora"]
+Part = Literal["vision", "connector", "detector", "lora"]
 
 # Values that say how fast to compute, not what: a result does not depend on them.
 HOW = ("eval_batch_size",)
@@ -69,13 +69,15 @@ class StageSettings(Settings):
     disease_warmup_lr: Rate = 2e-3
     disease_warmup_weight_decay: Share = 0.05
     disease_warmup_batch_size: Size = 32
+    mask_share: Share = 0.0  # of the studies, whose finding masks the detector learns from beside the labels
+    true_findings: bool = False  # reports are learned from their true findings, where the connector has a detector
     questions_per_study: Count = 0  # stage 3 only: questions of all kinds, on average
     synthetic_minority: bool = False  # stage 3 only: more questions about rare labels
     report_replay: Share = 0.0  # stage 3 only: reports shown again, as a share of the training studies
 
     def rates(self) -> dict[Part, float]:
         """Peak learning rate of every part that learns."""
-        return {part: getattr(self, f"{part}_lr") for part in self.learns}
+        return {part: getattr(self, f"{'connector' if part == 'detector' else part}_lr") for part in self.learns}
 
 
 @dataclass(frozen=True)
@@ -134,13 +136,15 @@ _LAPTOP = Profile(
     image_size=224,
     max_views=1,
     num_queries=20,
-    connector_options={"sasa": {"match_query_scale": True, "key_positions": True}},
+    connector_options={"sasa": {"match_query_scale": True, "key_positions": True, "evidence": 3}},
     match_output_scale=True,
     lora_rank=16,
     lora_alpha=32,
     lora_dropout=0.0,  # drawing its random numbers took a seventh of a training step
-    stage1=StageSettings(1, 16, connector_lr=1e-3, disease_loss=5.0, disease_warmup=8),
-    stage2=StageSettings(1, 16, ("connector", "lora"), connector_lr=5e-4, lora_lr=1e-3, disease_loss=5.0),
+    stage1=StageSettings(1, 16, connector_lr=1e-3, disease_loss=5.0, disease_warmup=5, true_findings=True),
+    stage2=StageSettings(
+        1, 16, ("connector", "lora"), connector_lr=5e-4, lora_lr=1e-3, disease_loss=5.0, true_findings=True
+    ),
     stage3=StageSettings(
         epochs=1,
         batch_size=32,
@@ -151,6 +155,7 @@ _LAPTOP = Profile(
         questions_per_study=4,
         synthetic_minority=True,
         report_replay=0.3,
+        true_findings=True,
     ),
     max_report_tokens=128,
 )

@@ -9,7 +9,7 @@ from html import escape
 from io import BytesIO
 from pathlib import Path
 from textwrap import fill
-from typing import Protocol
+from typing import Any, Protocol
 
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
@@ -21,7 +21,7 @@ from lightmedvlm_utils.config import NOT_FOR_CLINICAL_USE
 from lightmedvlm_utils.data.images import read_image
 from lightmedvlm_utils.data.questions import is_closed
 from lightmedvlm_utils.errors import UserError
-from lightmedvlm_utils.observations import FINDINGS
+from lightmedvlm_utils.observations import FINDINGS, LABELS
 
 NO_OVERLAY = "image only"
 _BANNER = "background:#FFF3CD;color:#664D03;padding:6px 10px;border-left:4px solid #E69F00"
@@ -31,9 +31,12 @@ _MESSAGE = "color:#B00020;padding:2px 0"
 class Reporter(Protocol):
     """What the form needs of `inference.Reporter`."""
 
+    @property
+    def model(self) -> Any: ...
     def report(self, images: list) -> list[str]: ...
     def answer(self, images: list, questions: list[str]) -> list[tuple[str, float]]: ...
     def attention(self, image: np.ndarray) -> dict[str, np.ndarray]: ...
+    def findings(self, images: list) -> np.ndarray: ...
 
 
 def read_upload(name: str, content: bytes) -> np.ndarray:
@@ -58,6 +61,7 @@ class Demo:
         self.reporter = reporter
         self.image: np.ndarray | None = None
         self.maps: dict[str, np.ndarray] | None = None  # attention of the shown image, once asked for
+        self.found: dict[str, float] = {}  # and how probable each finding is, where the connector says so
         self.said: dict[str, str] = {}
         self._build(examples)
         self._arrange()
@@ -101,18 +105,25 @@ class Demo:
         """Lay the chosen finding's attention over the image."""
 
         def draw() -> None:
-            image = self._shown()
-            if self.overlay.value != NO_OVERLAY and self.maps is None:
+            image, label = self._shown(), self.overlay.value
+            if label != NO_OVERLAY and self.maps is None:
                 self.maps = self.reporter.attention(image)
-            self.picture.value = _png(image, (self.maps or {}).get(self.overlay.value))
+                if self.reporter.model.connector.has_disease_head:
+                    self.found = dict(zip(LABELS, self.reporter.findings([image])[0].tolist(), strict=True))
+            self.picture.value = _png(image, self._map())
+            if label != NO_OVERLAY and self._map() is None:
+                raise UserError(
+                    f"The model finds no {label} (probability {self.found[label]:.2f}), so there is no place to show."
+                )
 
         self._guard(draw, "Looking ...")
 
     def figure(self) -> Figure:
         """The form's present state as a static figure, for notebooks that run without a browser."""
         figure, (left, right) = plt.subplots(1, 2, figsize=(plots.WIDTH, 4.2), width_ratios=(1, 1.1))
-        if self.overlay.value != NO_OVERLAY and self.maps:
-            plots.attention_overlay(left, self._shown(), self.maps[self.overlay.value], title=self.overlay.value)
+        map_ = self._map()
+        if map_ is not None:
+            plots.attention_overlay(left, self._shown(), map_, title=self.overlay.value)
         else:
             plots.show_image(left, self._shown())
         right.set_axis_off()
@@ -157,11 +168,19 @@ class Demo:
 
     def _show(self, image: np.ndarray) -> None:
         """Take a new image; what was said about the last one must not stand beside it."""
-        self.image, self.maps = image, None
+        self.image, self.maps, self.found = image, None, {}
         self._say("report", "")
         self._say("answer", "")
         self.overlay.value = NO_OVERLAY
         self.picture.value = _png(image)
+
+    def _map(self) -> np.ndarray | None:
+        """The chosen finding's attention; None where none is chosen or the finding is not there: a softmax has its
+        peak somewhere, also where there is nothing."""
+        label = self.overlay.value
+        if label == NO_OVERLAY or self.found.get(label, 1.0) < 0.5:
+            return None
+        return (self.maps or {}).get(label)
 
     def _say(self, kind: str, text: str) -> None:
         """Show the model's words as text: they never become markup of the page."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     import torch
@@ -24,9 +24,15 @@ class Device(NamedTuple):
 
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
-    def move(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """A batch's tensors on the device."""
-        return {name: value.to(self.device) for name, value in batch.items()}
+    def move(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A batch on the device: its tensors, and those in its tuples."""
+        return {name: self._moved(value) for name, value in batch.items()}
+
+    def _moved(self, value: Any) -> Any:
+        if isinstance(value, tuple):
+            parts = [self._moved(part) for part in value]
+            return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+        return value if value is None else value.to(self.device)
 
 
 def choose_device(precision: Precision = "auto") -> Device:

@@ -41,7 +41,7 @@ def make_model(tiny_tokenizer):
     import torch
     from transformers import Qwen3Config
 
-    from lightmedvlm_utils.model.backbones import disease_embeddings, state_words
+    from lightmedvlm_utils.model.backbones import connector_words
     from lightmedvlm_utils.model.configuration import LightMedVLMConfig
     from lightmedvlm_utils.model.connectors import options_of
     from lightmedvlm_utils.model.modeling import LightMedVLM
@@ -67,8 +67,7 @@ def make_model(tiny_tokenizer):
             views=views,
         )
         model = LightMedVLM(config)
-        words = (model.language_model, tiny_tokenizer)
-        model.connector.start_from_words(disease_embeddings(*words), state_words(*words))
+        model.connector.start_from_words(connector_words(model.language_model, tiny_tokenizer))
         tokens = model.connector.num_output_tokens
         processor = Processor(
             tiny_tokenizer, 28, (0.5,) * 3, (0.25,) * 3, tokens, max_views, max_report_tokens=24, views=views

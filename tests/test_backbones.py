@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lightmedvlm_utils.config import get_profile
+from lightmedvlm_utils.data.descriptions import describe
 from lightmedvlm_utils.errors import UserError
 from lightmedvlm_utils.files import BACKBONES
 from lightmedvlm_utils.model import backbones, lora
@@ -113,24 +114,36 @@ def test_weights_that_are_nowhere_name_what_to_download():
 
 def test_facts_name_every_label_with_its_state():
     states = np.array([1.0, 0.0, -1.0] + [np.nan] * 11)
-    report = "Findings: The lungs are clear. Small left pleural effusion. Impression: B."
-    known = language.facts(states, report, "PA", np.random.default_rng(0))
-    assert known[:4] == [
-        f" {label} {word}" for label, word in zip(LABELS, ["present", "absent", "possible", "absent"], strict=False)
+    report = "Findings: The lungs are clear. Small left atelectasis. Impression: B."
+    described = describe(report)
+    known = language.facts(states, described, report, "PA", np.random.default_rng(0))
+    assert known[0] == [(" Atelectasis present", 1.0), (" left", 1.0), (" small", 1.0)]
+    assert known[1:4] == [
+        [(f" {label} {word}", 1.0)] for label, word in zip(LABELS[1:], ["absent", "possible", "absent"], strict=False)
     ]
-    assert " PA view" in known and len(known) <= language.NUM_FACTS
-    asked = language.facts(states, report, "PA", np.random.default_rng(0), asked=True)
-    assert " Small left pleural effusion." in asked and " The lungs are clear." not in " ".join(asked)
+    assert [(" PA view", 1.0)] in known and len(known) <= language.NUM_FACTS
+    asked = [language.facts(states, described, report, "PA", np.random.default_rng(i), True) for i in range(20)]
+    sentences = [phrase for study in asked for fact in study[15:] for phrase, _ in fact]
+    assert set(sentences) == {" Small left atelectasis."} and 0 < len(sentences) < 20
 
 
-def test_fact_vectors_are_mean_embeddings(tiny_tokenizer):
+def test_a_fact_is_the_sum_of_what_it_says(tiny_tokenizer):
+    """As a disease token of SASA is: the two must mean the same to the language model."""
     model = language.small_language_model(tiny_tokenizer)
     reader, table = language.FactReader(tiny_tokenizer), model.get_input_embeddings()
-    vectors = reader(table, [[" effusion", " left pleural"], [" no"]])
+    vectors = reader(table, [[[(" effusion", 1.0)], [(" left pleural", 1.0), (" small", 0.5)]], [[(" no", 1.0)]]])
     assert vectors.shape == (2, language.NUM_FACTS, table.embedding_dim)
-    ids = tiny_tokenizer(" left pleural", add_special_tokens=False)["input_ids"]
-    torch.testing.assert_close(vectors[0, 1], table.weight[ids].mean(0))
+    tokens = [tiny_tokenizer(text, add_special_tokens=False)["input_ids"] for text in (" left pleural", " small")]
+    means = [table.weight[ids].mean(0) for ids in tokens]
+    torch.testing.assert_close(vectors[0, 1], means[0] + 0.5 * means[1])
     torch.testing.assert_close(vectors[1, 1], table.weight[tiny_tokenizer.pad_token_id])
+
+
+def test_a_twin_differs_from_its_study_in_one_finding():
+    rng = np.random.default_rng(0)
+    for study in [study for patient in sample_patients(40, 3) for study in patient.studies]:
+        own, other = (set(shown.findings) for shown in (study, vision.twin_of(study, rng)))
+        assert len({finding.label for finding in own ^ other}) == 1
 
 
 def test_augmentation_moves_image_and_masks_together():
@@ -158,8 +171,8 @@ def test_the_swin_is_pretrained_by_several_processes_and_can_be_continued(tmp_pa
         vision.render_chunk(tmp_path, chunk)
     for start, runs in ((None, 1), (tmp_path / "swin", 2)):
         record = vision.pretrain_vision(
-            vision.VisionRun(tmp_path / "swin", tmp_path, minutes=0.001, start=start, batch_size=2)
+            vision.VisionRun(tmp_path / "swin", tmp_path, minutes=0.001, start=start, batch_size=4)
         )
-        assert len(record["runs"]) == runs and record["runs"][-1]["images_seen"] >= 2
+        assert len(record["runs"]) == runs and record["runs"][-1]["images_seen"] >= 4
     encoder, _ = backbones.load_vision(str(tmp_path / "swin"))
     assert encoder.forward_features(torch.zeros(1, 3, vision.IMAGE_SIZE, vision.IMAGE_SIZE)).shape == (1, 7, 7, 192)

@@ -1,6 +1,7 @@
 """The demo form, worked through its handlers as a browser would."""
 
 from io import BytesIO
+from types import SimpleNamespace
 
 import matplotlib
 
@@ -12,11 +13,13 @@ from PIL import Image
 
 from lightmedvlm_utils.config import NOT_FOR_CLINICAL_USE
 from lightmedvlm_utils.demo import Demo
-from lightmedvlm_utils.observations import FINDINGS
+from lightmedvlm_utils.observations import FINDINGS, LABELS
 
 
 class BrightnessReporter:
     """A reporter that really depends on its image: it knows one thing, how bright it is."""
+
+    model = SimpleNamespace(connector=SimpleNamespace(has_disease_head=True))
 
     def report(self, images):
         return [f"Findings: Brightness <b>{image.mean():.2f}</b>. Impression: Measured." for image in images]
@@ -27,6 +30,9 @@ class BrightnessReporter:
 
     def attention(self, image):
         return {label: np.eye(4) / 4 for label in FINDINGS}
+
+    def findings(self, images):
+        return np.array([[0.9 if label == "Edema" else 0.1 for label in LABELS] for _ in images])
 
 
 def png(low, high):
@@ -96,6 +102,12 @@ def test_overlay_changes_the_picture_and_back(demo):
     assert demo.picture.value != plain and demo.maps is not None
     demo.overlay.value = demo.overlay.options[0]
     assert demo.picture.value == plain
+
+
+def test_what_is_not_there_has_no_map(demo):
+    plain = demo.picture.value
+    demo.overlay.value = "Fracture"
+    assert demo.picture.value == plain and "finds no Fracture (probability 0.10)" in demo.message.value
 
 
 def test_static_figure_shows_banner_and_text(demo):

@@ -15,6 +15,7 @@ from lightmedvlm_utils.evaluation.localization import (
     localization_records,
     localization_table,
     localize,
+    mean_masks,
 )
 from lightmedvlm_utils.evaluation.systems import Systems
 from lightmedvlm_utils.observations import LABELS
@@ -206,11 +207,11 @@ def test_localization_stands_beside_its_baselines():
         mask["Edema"][row : row + 16, column : column + 16] = True
     maps = [{"Edema": mask["Edema"].reshape(4, 16, 4, 16).mean((1, 3))} for mask in masks]
     patients = np.arange(6)
-    table = localization_table(maps, masks, patients, baselines.other_patient(patients), "sasa")
+    table = localization_table(maps, masks, patients, baselines.other_patient(patients), "sasa", mean_masks(masks[:3]))
     rows = localization_records(table, samples=20)
     pointing = {row["system"]: row["value"] for row in rows if row["metric"] == "pointing_game"}
     assert pointing["sasa"] == 1 and pointing["uniform"] == pytest.approx(1 / 16)
-    assert set(pointing) == {"sasa", "shuffled_image", "center", "uniform"}
+    assert set(pointing) == {"sasa", "shuffled_image", "mean_mask", "center", "uniform"}
 
 
 def test_published_answers_are_compared_by_their_words():

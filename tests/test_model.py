@@ -9,12 +9,14 @@ import pytest
 import torch
 from timm.layers import DropPath
 
+from lightmedvlm_utils.data.descriptions import WORDS
 from lightmedvlm_utils.errors import UserError
 from lightmedvlm_utils.inference import Reporter
 from lightmedvlm_utils.model import lora
 from lightmedvlm_utils.model.configuration import LightMedVLMConfig
 from lightmedvlm_utils.model.connectors import STATES, build_connector
-from lightmedvlm_utils.model.connectors.sasa import POSITIVE_WEIGHT
+from lightmedvlm_utils.model.connectors.base import Known, Words
+from lightmedvlm_utils.model.connectors.sasa import POSITIVE_WEIGHT, token_logits, token_loss
 from lightmedvlm_utils.model.modeling import LightMedVLM
 from lightmedvlm_utils.model.processing import END_OF_TURN, Processor
 from lightmedvlm_utils.observations import LABELS
@@ -49,13 +51,17 @@ def sasa_with_words(**options):
     """A SASA whose diseases and states have random words."""
     torch.manual_seed(0)
     connector = build_connector("sasa", 24, 32, (7, 7), **options)
-    connector.start_from_words(0.02 * torch.randn(len(LABELS), 32), torch.randn(len(LABELS), len(STATES), 32))
+    names, states = 0.02 * torch.randn(len(LABELS), 32), torch.randn(len(LABELS), len(STATES), 32)
+    connector.start_from_words(Words(names, states, torch.randn(len(WORDS), 32)))
     return connector.eval()
 
 
 def test_a_disease_logit_depends_on_its_own_query_alone():
-    tokens = torch.randn(1, 64, 32, requires_grad=True)
-    sasa_with_words().disease_logits(tokens)[0, 3].backward()
+    connector, features = sasa_with_words(), torch.randn(1, 49, 24)
+    tokens = connector(features).detach().requires_grad_()
+    logits = token_logits(tokens, connector.state_words)
+    torch.testing.assert_close(logits, connector.disease_logits(features))
+    logits[0, 3].backward()
     assert tokens.grad[0, 3].abs().sum() > 0
     tokens.grad[0, 3] = 0
     assert tokens.grad.abs().sum() == 0
@@ -66,13 +72,14 @@ def test_disease_loss_and_logits_measure_the_distance_from_the_words():
     targets = torch.tensor([[0.0] * 14, [0.5] * 14, [1.0] * 14])
     tokens = torch.zeros(3, 64, 32)
     tokens[:, :14] = connector.state_words.transpose(0, 1)  # row k says the words of state k
-    assert connector.disease_loss(tokens, targets) == 0
+    words = connector.state_words
+    assert token_loss(tokens, targets, words) == 0
     unknown = targets.clone()
     unknown[:, 1:] = torch.nan
-    assert connector.disease_loss(tokens, unknown) == 0
-    assert connector.disease_loss(tokens[[2]], targets[[0]]).item() == pytest.approx(1)  # "present" where absent
-    assert connector.disease_loss(tokens[[0]], targets[[2]]).item() == pytest.approx(POSITIVE_WEIGHT)
-    logits = connector.disease_logits(tokens)
+    assert token_loss(tokens, unknown, words) == 0
+    assert token_loss(tokens[[2]], targets[[0]], words).item() == pytest.approx(1)  # "present" where absent
+    assert token_loss(tokens[[0]], targets[[2]], words).item() == pytest.approx(POSITIVE_WEIGHT)
+    logits = token_logits(tokens, words)
     torch.testing.assert_close(logits[0], torch.full((14,), -3.0))
     torch.testing.assert_close(logits[2], torch.full((14,), 3.0))
 
@@ -82,7 +89,7 @@ def test_the_best_token_under_doubt_is_the_weighted_mean_of_the_words():
     tokens = torch.zeros(1, 64, 32, requires_grad=True)
     for _ in range(200):  # one finding in four studies present, each weighing POSITIVE_WEIGHT
         targets = torch.tensor([[1.0] * 14, *[[0.0] * 14] * 3])
-        (gradient,) = torch.autograd.grad(connector.disease_loss(tokens.expand(4, -1, -1), targets), tokens)
+        (gradient,) = torch.autograd.grad(token_loss(tokens.expand(4, -1, -1), targets, connector.state_words), tokens)
         tokens = (tokens - 50 * gradient).detach().requires_grad_()
     weight = POSITIVE_WEIGHT / (POSITIVE_WEIGHT + 3)
     absent, present = connector.state_words[:, 0], connector.state_words[:, 2]
@@ -115,7 +122,7 @@ SASA_OPTIONS = [
 def test_every_option_of_sasa_learns_from_a_batch_of_one(options):
     connector = build_connector("sasa", 24, 32, (4, 6), **options).train()
     words = 0.02 + 0.01 * torch.randn(len(LABELS), 1 + len(STATES), 32)
-    connector.start_from_words(words[:, 0], words[:, 1:])
+    connector.start_from_words(Words(words[:, 0], words[:, 1:], torch.randn(len(WORDS), 32)))
     tokens = connector(torch.randn(1, 24, 24))
     assert tokens.shape == (1, options.get("num_queries", 64), 32)
     tokens.square().mean().backward()
@@ -136,7 +143,8 @@ def test_queries_start_where_the_options_say(start, match):
     torch.manual_seed(0)
     diseases = 0.02 * torch.randn(len(LABELS), 32)
     connector = build_connector("sasa", 24, 32, (7, 7), query_start=start, match_query_scale=match)
-    connector.start_from_words(diseases, torch.zeros(len(LABELS), len(STATES), 32))
+    states, descriptions = torch.zeros(len(LABELS), len(STATES), 32), torch.zeros(len(WORDS), 32)
+    connector.start_from_words(Words(diseases, states, descriptions))
     assert torch.equal(connector.queries[: len(LABELS)], diseases) == (start == "diseases")
     assert connector.queries[len(LABELS) :].std().item() == pytest.approx(0.02 if match else 1.0, rel=0.1)
 
@@ -239,10 +247,12 @@ def test_views_side_by_side_are_the_studys_images_one_after_the_other(make_model
     embedded = model.embed(inputs["input_ids"], tokens)
     places = inputs["input_ids"][1] == processor.image_token_id
     assert torch.equal(embedded[1][places], tokens[1:4].flatten(0, 1))
-    assert model.disease_logits(tokens, inputs["view_mask"]).shape == (4, len(LABELS))
+    features = model.encode_images(inputs["pixel_values"], inputs["view_mask"])
+    assert model.disease_logits(features, inputs["view_mask"]).shape == (4, len(LABELS))
     training = processor.for_training([processor.report_prompt(len(study)) for study in studies], [*REPORTS, ""])
     images = {name: inputs[name] for name in ("pixel_values", "view_mask")}
-    assert model(**training, **images, disease_targets=torch.ones(4, len(LABELS)), disease_weight=1.0).loss.isfinite()
+    known = Known(torch.ones(4, len(LABELS)), torch.zeros(4, len(LABELS), len(WORDS)))
+    assert model(**training, **images, known=known, disease_weight=1.0).loss.isfinite()
     with pytest.raises(UserError, match="average"):
         Reporter(model, processor, precision="float32").features(studies)
     assert len(Reporter(model, processor, precision="float32").report(studies, max_new_tokens=4)) == 4

@@ -1,4 +1,4 @@
-"""The SASA that notebook 03 builds in front of the reader computes what the package computes."""
+"""The SASA and the detector that notebook 03 builds in front of the reader compute what the package computes."""
 
 import ast
 import json
@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import interpolate
 
 from lightmedvlm_utils.model.connectors import build_connector
+from lightmedvlm_utils.model.connectors import evidence as package_evidence
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "03_building_sasa.ipynb"
-WRITTEN_OUT = ("refinement", "sine_positions", "SASA")
-DISEASE_READER = {"state_words"}  # the package's extra part, not among the thesis' formulas
+WRITTEN_OUT = ("refinement", "sine_positions", "SASA", "Detector")
+DISEASE_READER = {"state_words"}  # words that the package keeps, not among the thesis' formulas
 C, D = 24, 32
 
 
@@ -24,7 +26,7 @@ def lesson():
     code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     found = [node for node in ast.parse(code).body if getattr(node, "name", "") in WRITTEN_OUT]
     assert [node.name for node in found] == list(WRITTEN_OUT)
-    names = {"math": math, "nn": nn, "torch": torch}
+    names = {"interpolate": interpolate, "math": math, "nn": nn, "torch": torch}
     exec(compile(ast.Module(found, []), str(NOTEBOOK), "exec"), names)
     return names
 
@@ -80,3 +82,28 @@ def test_positions_tell_places_apart(lesson):
     distances = torch.cdist(codes, codes) + torch.eye(24)
     assert distances.min() > 0.1
     torch.testing.assert_close(codes, build_connector("sasa", C, D, (4, 6), key_positions=True).positions)
+
+
+@pytest.mark.parametrize("grids", [((28, 28), (14, 14), (7, 7)), ((12, 8), (6, 4), (3, 2))])
+def test_the_detector_finds_alike(lesson, grids):
+    """Logits, attention and their gradients by every weight that both have."""
+    torch.manual_seed(0)
+    widths = (8, 16, C)
+    package = package_evidence.Detector(widths, D, num_labels=14, num_words=5)
+    with torch.no_grad():
+        for value in package.parameters():
+            value.add_(0.1 * torch.randn_like(value))
+    mine = lesson["Detector"](widths, torch.zeros(14, D))
+    shared = mine.state_dict().keys()
+    mine.load_state_dict({name: value for name, value in package.state_dict().items() if name in shared})
+    stages = tuple(torch.randn(2, *grid, width) for grid, width in zip(grids, widths, strict=True))
+    expected, (scores, logits, attention) = package(stages), mine(stages)
+    torch.testing.assert_close(scores, expected.scores.flatten(2), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits, expected.logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(attention, expected.attention.flatten(2), rtol=1e-4, atol=1e-6)
+    for found in (logits, expected.logits):
+        found.square().sum().backward()
+    gradients = {name: value.grad for name, value in package.named_parameters() if name in shared}
+    torch.testing.assert_close(
+        {name: value.grad for name, value in mine.named_parameters()}, gradients, rtol=1e-3, atol=1e-4
+    )

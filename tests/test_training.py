@@ -42,7 +42,7 @@ def studies():
 
 @pytest.fixture
 def store(studies):
-    return FeatureStore(studies.study_id, torch.randn(5, 49, 16).half())
+    return FeatureStore(studies.study_id, [torch.randn(5, 7, 7, 16).half()])
 
 
 def parts(model):
@@ -93,8 +93,8 @@ def test_training_lowers_the_loss_and_repeats_exactly(make_model, studies, store
 def test_an_epoch_shows_every_example_once(make_model, studies, store):
     _, processor = make_model()
     examples = report_examples(studies, processor)
-    seen = [batch["image_features"] for batch in batches(examples, store, processor, 2, np.random.default_rng(0))]
-    assert sorted(torch.cat(seen)[:, 0, 0].tolist()) == sorted(store.features[:, 0, 0].float().tolist())
+    seen = [batch["image_features"][0] for batch in batches(examples, store, processor, 2, np.random.default_rng(0))]
+    assert sorted(torch.cat(seen)[:, 0, 0, 0].tolist()) == sorted(store.stages[0][:, 0, 0, 0].float().tolist())
 
 
 def test_disease_targets_keep_uncertain_apart():
@@ -107,13 +107,12 @@ def test_studies_without_labels_teach_their_questions_alone(make_model, studies,
     """A published VQA set has no labels: its studies lie beside the run's own and move no disease query by a loss."""
     model, processor = make_model()
     others = pd.DataFrame({"study_id": [-1, -2]})
-    both = store.joined(FeatureStore(others.study_id, torch.randn(2, 49, 16).half()))
-    assert torch.equal(both([-2, 100])["image_features"][1], store([100])["image_features"][0])
+    both = store.joined(FeatureStore(others.study_id, [torch.randn(2, 7, 7, 16).half()]))
+    assert torch.equal(both([-2, 100])["image_features"][0][1], store([100])["image_features"][0][0])
     questions = pd.DataFrame({"study_id": [-1, -2], "question": "Which side?", "answer": ["left", "right"]})
     examples = question_examples(questions, others, processor)
     batch = make_batch(examples, both, processor)
-    tokens = model.image_tokens(image_features=batch["image_features"])
-    assert model.disease_loss(tokens, batch["disease_targets"]) == 0
+    assert model.disease_loss(batch["image_features"], batch["known"]) == 0
     history = train(model, processor, examples, both, STAGES[1], examples, log=lambda line: None)
     assert np.isfinite(history[-1]["validation_loss"])
 
@@ -130,7 +129,7 @@ def test_features_survive_the_disk(store, tmp_path):
     store.save(tmp_path / "features.safetensors")
     loaded = FeatureStore.load(tmp_path / "features.safetensors")
     ids = [104, 100]
-    assert torch.equal(loaded(ids)["image_features"], store(ids)["image_features"])
+    assert torch.equal(loaded(ids)["image_features"][0], store(ids)["image_features"][0])
 
 
 def test_stored_features_are_what_the_encoder_gives(make_model, tmp_path):
@@ -142,7 +141,8 @@ def test_stored_features_are_what_the_encoder_gives(make_model, tmp_path):
     studies = pd.DataFrame({"study_id": range(3), "images": [[{"path": str(tmp_path / f"{i}.png")}] for i in range(3)]})
     store = encode_studies(model, processor, studies, batch_size=2)
     direct = model.encode_images(**processor.images([[str(tmp_path / "2.png")]]))
-    torch.testing.assert_close(store([2])["image_features"], direct.detach(), atol=2e-3, rtol=2e-3)
+    stored = store([2])["image_features"][0].flatten(1, 2)
+    torch.testing.assert_close(stored, direct.detach(), atol=2e-3, rtol=2e-3)
 
 
 def test_warm_up_teaches_sasa_alone_to_say_the_states(make_model):
@@ -150,13 +150,13 @@ def test_warm_up_teaches_sasa_alone_to_say_the_states(make_model):
     torch.manual_seed(0)
     model.connector.state_words.normal_()  # a random model's own words hardly differ
     studies = pd.DataFrame({"study_id": range(8), "report": "", **{label: [0.0, 1.0] * 4 for label in LABELS}})
-    features = torch.randn(2, 49, 16).repeat(4, 1, 1)  # two kinds of study, with and without all findings
+    features = torch.randn(2, 7, 7, 16).repeat(4, 1, 1, 1)  # two kinds of study, with and without all findings
     before = {name: value.clone() for name, value in model.state_dict().items()}
     settings = StageSettings(1, 2, disease_warmup=30)
-    examples, store = report_examples(studies, processor), FeatureStore(studies.study_id, features)
+    examples, store = report_examples(studies, processor), FeatureStore(studies.study_id, [features])
     losses = warm_up_diseases(model, processor, examples, store, settings)
     assert len(losses) == 30 and losses[-1] < 0.5 * losses[0]
-    logits = model.disease_logits(model.image_tokens(image_features=features[:2]))
+    logits = model.disease_logits((features[:2],))
     assert (logits[1] > logits[0]).all()
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert moved and all(name.startswith("connector.") for name in moved)

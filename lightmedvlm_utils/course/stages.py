@@ -7,28 +7,29 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from torch import Tensor
 
 from lightmedvlm_utils.course.steps import Step
 from lightmedvlm_utils.data.questions import build_questions
 from lightmedvlm_utils.data.vqa_sets import VQASet, read_vqa
 from lightmedvlm_utils.errors import UserError
 from lightmedvlm_utils.files import write_json
-from lightmedvlm_utils.inference import Reporter
+from lightmedvlm_utils.inference import Reporter, StudyFeatures
 from lightmedvlm_utils.learning.examples import Example, question_examples, report_examples
 from lightmedvlm_utils.learning.features import FEATURES, FeatureStore, ImageStore, Store, encode_studies
 from lightmedvlm_utils.learning.loop import evaluate_loss, prepare_stage, train, warm_up_diseases
 from lightmedvlm_utils.model.backbones import from_profile
 from lightmedvlm_utils.model.modeling import LightMedVLM
 from lightmedvlm_utils.model.processing import Processor
+from lightmedvlm_utils.observations import LABELS
+from lightmedvlm_utils.phantom.dataset import MASK_SIZE, read_masks
 
 STEPS = {1: "04_stage1_alignment", 2: "05_stage2_report_generation", 3: "06_stage3_vqa"}
 
@@ -68,21 +69,21 @@ def start_of_stage(step: Step, number: int, connector: str) -> tuple[LightMedVLM
     return LightMedVLM.from_pretrained(folder), Processor.from_pretrained(folder)
 
 
-def image_store(step: Step, number: int, studies: pd.DataFrame, processor: Processor) -> Store:
-    """Where a stage takes its images from: features computed once by notebook 03, or the images themselves where
-    the encoder learns."""
+def image_store(step: Step, number: int, studies: pd.DataFrame, model: LightMedVLM, processor: Processor) -> Store:
+    """Where a stage takes its images from: what the model's connector reads of the features that notebook 03 has
+    computed, or the images themselves where the encoder learns."""
     if "vision" in step.profile.stage(number).learns or processor.views != "mean":
         return ImageStore(studies, processor)
-    return FeatureStore.load(step.path("03_building_sasa", FEATURES))
+    return FeatureStore.load(step.path("03_building_sasa", FEATURES)).last(max(1, model.connector.num_stages))
 
 
-def study_features(step: Step, reporter: Reporter, studies: pd.DataFrame) -> list[Tensor]:
-    """The encoder's tokens (N, C) of every study: notebook 03's, where no stage has trained the encoder, else computed
-    with the reporter's own."""
+def study_features(step: Step, reporter: Reporter, studies: pd.DataFrame) -> list[StudyFeatures]:
+    """What the reporter's connector reads of every study: notebook 03's features, where no stage has trained the
+    encoder, else computed with the reporter's own."""
     if any("vision" in step.profile.stage(number).learns for number in STEPS):
         return reporter.features([[image["path"] for image in images] for images in studies.images])
     store = FeatureStore.load(step.path("03_building_sasa", FEATURES))
-    return list(store(studies.study_id)["image_features"])
+    return store.last(max(1, reporter.model.connector.num_stages)).studies(studies.study_id)
 
 
 def published_questions(step: Step) -> VQASet | None:
@@ -117,16 +118,18 @@ def with_published_images(step: Step, store: Store, model: LightMedVLM, processo
 def stage_examples(step: Step, number: int, studies: pd.DataFrame, processor: Processor, split: str) -> list[Example]:
     """What stage `number` learns from (`split="train"`) or is measured on (`"validate"`).
 
-    Stages 1 and 2 learn reports. Stage 3 learns questions (the run's own, or those of the published data set that the
-    parameter `vqa_data` names), with `report_replay` of the reports among them so that one model keeps both skills; its
-    validation has questions alone.
+    Stages 1 and 2 learn reports; with `true_findings` a connector with a detector is told what they find, so that the
+    text learns to say what it is told, and the detector's mistakes teach it nothing. Stage 3 learns questions (the
+    run's own, or those of the published data set that the parameter `vqa_data` names), with `report_replay` of the
+    reports among them so that one model keeps both skills; its validation has questions alone.
     """
     settings = step.profile.stage(number)
     rows = studies[studies.split == split]
     if rows.empty:
         raise UserError(f"The study table has no {split} studies; run notebooks 01 and 02 on more data.")
+    told = settings.true_findings and split == "train"
     if number < 3:
-        return report_examples(rows, processor)
+        return report_examples(rows, processor, told)
     published = published_questions(step)
     if published is not None:
         asked, shown = published.questions[published.questions["split"] == split], published.studies
@@ -135,7 +138,7 @@ def stage_examples(step: Step, number: int, studies: pd.DataFrame, processor: Pr
         asked, shown = build_questions(rows, settings.questions_per_study, step.seed, synthetic), rows
     questions = question_examples(asked, shown, processor)
     if split == "train" and settings.report_replay > 0:
-        reports = report_examples(rows, processor)
+        reports = report_examples(rows, processor, told)
         count = round(settings.report_replay * len(reports))
         questions += [reports[i] for i in np.random.default_rng(step.seed).permutation(len(reports))[:count]]
     return questions
@@ -155,7 +158,7 @@ def run_stage(step: Step, number: int, connector: str, training: pd.DataFrame, v
     profile, settings = step.profile, step.profile.stage(number)
     model, processor = start_of_stage(step, number, connector)
     prepare_stage(model, settings, profile.lora_rank, profile.lora_alpha, profile.lora_dropout, step.seed)
-    store = image_store(step, number, pd.concat([training, validation]), processor)
+    store = image_store(step, number, pd.concat([training, validation]), model, processor)
     if number == 3:
         store = with_published_images(step, store, model, processor)
     held_out = stage_examples(step, number, validation, processor, "validate")
@@ -164,12 +167,40 @@ def run_stage(step: Step, number: int, connector: str, training: pd.DataFrame, v
     if settings.disease_warmup and model.connector.has_disease_head:
         history = [{"step": 0, "epoch": 0, **evaluate_loss(model, processor, held_out, store, profile.precision)}]
         studies = report_examples(training[training.split == "train"], processor)
+        if settings.mask_share:
+            studies = with_masks(step, studies, training)
         losses = warm_up_diseases(model, processor, studies, store, settings, step.seed, profile.precision)
         print(f"disease warm-up: loss {losses[0]:.3f} in its first epoch, {losses[-1]:.3f} in its last")
     history += train(model, processor, examples, store, settings, held_out, step.seed, profile.precision)
     save_checkpoint(model, processor, folder)
     write_json(history_path, history)
     return StageResult(model, processor, history, folder)
+
+
+def with_masks(step: Step, examples: Sequence[Example], studies: pd.DataFrame) -> list[Example]:
+    """The examples of the stage's `mask_share` of studies with the true masks of their findings, the others as they
+    are; UserError for a data set that has none."""
+    root = step.data_root
+    if step.dataset != "phantom" or root is None:
+        raise UserError(f"The data set {step.dataset} has no finding masks here; set stage1.mask_share to 0.")
+    share, rng = step.profile.stage1.mask_share, np.random.default_rng(step.seed)
+    films = {
+        study_id: Path(images[0]["path"]).stem
+        for study_id, images in zip(studies.study_id, studies.images, strict=True)
+    }
+    drawn = set(rng.permutation(len(examples))[: round(share * len(examples))])
+    return [
+        replace(example, masks=_mask_stack(read_masks(root, films[example.study_id]))) if i in drawn else example
+        for i, example in enumerate(examples)
+    ]
+
+
+def _mask_stack(masks: Mapping[str, np.ndarray]) -> np.ndarray:
+    """(14, h, w) bool of the masks by label; all False where a label has none."""
+    stack = np.zeros((len(LABELS), MASK_SIZE, MASK_SIZE), bool)
+    for label, mask in masks.items():
+        stack[LABELS.index(label)] = mask
+    return stack
 
 
 def save_checkpoint(model: LightMedVLM, processor: Processor, folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -30,18 +30,30 @@ def center_map(side: int = 64) -> np.ndarray:
     return np.exp(-(steps[:, None] ** 2 + steps[None] ** 2) / 2)
 
 
+def mean_masks(masks: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Where each finding usually is: the mean of its masks, label -> (h, w). Of training images, this is the strongest
+    guess without looking."""
+    total: dict[str, np.ndarray] = {}
+    for shown in masks:
+        for label, mask in shown.items():
+            total[label] = total.get(label, 0.0) + mask.astype(float)
+    return {label: summed / summed.max() for label, summed in total.items()}
+
+
 def localization_table(
     maps: Sequence[dict[str, np.ndarray]],
     masks: Sequence[dict[str, np.ndarray]],
     patients: Sequence,
     other: Sequence[int],
     system: str,
+    usual: Mapping[str, np.ndarray],
 ) -> pd.DataFrame:
     """One row per image, finding shown in it, and system: `pointing_game` and `inside_mass`.
 
     `maps` and `masks` hold one `{label: array}` per image; `other[i]` is the index of another patient's one.
-    Systems: `system`, whose maps they are; "shuffled_image", the same label's map of that other image; "center";
-    "uniform", whose two numbers are both the mask's share of the image.
+    Systems: `system`, whose maps they are; "shuffled_image", the same label's map of that other image; "mean_mask",
+    the label's `usual` place (`mean_masks` of the training images; the center where it has none); "center"; "uniform",
+    whose two numbers are both the mask's share of the image.
     """
     blind, rows = center_map(), []
     for index, shown in enumerate(masks):
@@ -49,6 +61,7 @@ def localization_table(
             scores = {
                 system: localize(maps[index][label], mask),
                 "shuffled_image": localize(maps[other[index]][label], mask),
+                "mean_mask": localize(usual.get(label, blind), mask),
                 "center": localize(blind, mask),
                 "uniform": (mask.mean(), mask.mean()),
             }

@@ -11,6 +11,7 @@ BASELINES = {
     "finding_neighbour": "nearest by findings",
     "most_frequent": "most frequent",
     "text_only": "question's words",
+    "mean_mask": "mean training mask",
     "center": "image center",
     "uniform": "uniform map",
 }

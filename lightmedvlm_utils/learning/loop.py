@@ -6,21 +6,27 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightmedvlm_utils.config import Part, StageSettings
 from lightmedvlm_utils.device import Precision, choose_device
-from lightmedvlm_utils.learning.examples import Example, disease_targets
+from lightmedvlm_utils.learning.examples import Example, known_of
 from lightmedvlm_utils.learning.features import Store
 from lightmedvlm_utils.model import lora
 from lightmedvlm_utils.model.modeling import LightMedVLM
 from lightmedvlm_utils.model.processing import Processor
 
-Batch = dict[str, Tensor]
-PART_MODULES: dict[Part, str] = {"vision": "vision_encoder", "connector": "connector", "lora": "language_model"}
+Batch = dict[str, Any]
+PART_MODULES: dict[Part, str] = {
+    "vision": "vision_encoder",
+    "connector": "connector",
+    "detector": "connector.detector",
+    "lora": "language_model",
+}
 
 
 @dataclass(frozen=True)
@@ -32,30 +38,32 @@ class Objective:
 
 
 def make_batch(examples: Sequence[Example], store: Store, processor: Processor) -> Batch:
-    """Collate examples: tokens padded on the right, their images or features, and the disease targets."""
+    """Collate examples: tokens padded on the right, their images or features, what is known of their findings, and who
+    is told it."""
     text = processor.for_training([e.prompt for e in examples], [e.target for e in examples])
-    return text | make_disease_batch(examples, store, processor)
+    told = torch.tensor([example.told for example in examples])
+    return text | make_disease_batch(examples, store, processor) | {"told": told}
 
 
 def make_disease_batch(examples: Sequence[Example], store: Store, processor: Processor) -> Batch:
-    """Images or features, and the disease targets, without any text."""
-    targets = torch.stack([disease_targets(e.states) for e in examples])
-    return store([e.study_id for e in examples]) | {"disease_targets": targets}
+    """Images or features, and what is known of their findings, without any text."""
+    return store([e.study_id for e in examples]) | {"known": known_of(examples)}
 
 
 def text_losses(model: LightMedVLM, batch: Batch, settings: StageSettings) -> dict[str, Tensor]:
-    """The text loss, and `settings.disease_loss` times the disease loss where the connector has one."""
-    weight = settings.disease_loss if model.connector.has_disease_head else 0.0
+    """The text loss, and `settings.disease_loss` times the disease loss where the connector has one that learns."""
+    learns = model.connector.has_disease_head and model.connector.detector is None
+    weight = settings.disease_loss if learns else 0.0
     output = model(**batch, disease_weight=weight)
     return {"loss": output.loss, "text_loss": output.text_loss}
 
 
 def disease_losses(model: LightMedVLM, batch: Batch, settings: StageSettings) -> dict[str, Tensor]:
     """The disease loss alone; the language model does not run."""
-    images = {name: value for name, value in batch.items() if name != "disease_targets"}
-    tokens = model.image_tokens(**images)
-    assert tokens is not None  # a store always gives images or their features
-    return {"loss": model.disease_loss(tokens, batch["disease_targets"], images.get("view_mask"))}
+    features, view_mask = batch.get("image_features"), batch.get("view_mask")
+    if features is None:
+        features = model.encode_images(batch["pixel_values"], view_mask)
+    return {"loss": model.disease_loss(features, batch["known"], view_mask)}
 
 
 TEXT = Objective(make_batch, text_losses)
@@ -90,9 +98,12 @@ def parameter_groups(model: LightMedVLM, settings: StageSettings) -> list[dict]:
     """Freeze what the stage does not train, and group the rest by learning rate; biases and norms do not decay."""
     rates = settings.rates()
     model.train_only(*(PART_MODULES[part] for part in rates))
-    groups = []
-    for part, rate in rates.items():
-        trainable = [p for p in getattr(model, PART_MODULES[part]).parameters() if p.requires_grad]
+    groups: list[dict] = []
+    taken: set[nn.Parameter] = set()  # a detector lies inside its connector
+    for part, rate in sorted(rates.items(), key=lambda item: -len(PART_MODULES[item[0]])):
+        own = [p for p in model.get_submodule(PART_MODULES[part]).parameters() if p.requires_grad]
+        trainable = [p for p in own if p not in taken]
+        taken |= set(trainable)
         for decay, members in (
             (settings.weight_decay, [p for p in trainable if p.ndim > 1]),
             (0.0, [p for p in trainable if p.ndim <= 1]),
@@ -180,7 +191,8 @@ def warm_up_diseases(
     seed: int = 0,
     precision: Precision = "auto",
 ) -> list[float]:
-    """Train the connector alone, on its disease loss alone, in place; returns the mean loss of each epoch.
+    """Train the connector, or only its detector where it has one, on the disease loss alone, in place; returns the mean
+    loss of each epoch.
 
     An ordinary use of `train` with the stage's `disease_warmup` settings. No text is read and the language model does
     not run, so an epoch takes seconds. Raises UserError for a connector without disease queries.
@@ -189,7 +201,7 @@ def warm_up_diseases(
         settings,
         epochs=settings.disease_warmup,
         batch_size=settings.disease_warmup_batch_size,
-        learns=("connector",),
+        learns=("connector",) if model.connector.detector is None else ("detector",),
         connector_lr=settings.disease_warmup_lr,
         weight_decay=settings.disease_warmup_weight_decay,
     )
@@ -233,6 +245,9 @@ def set_training_mode(model: LightMedVLM) -> None:
     model.eval()
     for part in (model.vision_encoder, model.connector, model.language_model):
         part.train(any(p.requires_grad for p in part.parameters()))
+    detector = model.connector.detector
+    if detector is not None:
+        detector.train(any(p.requires_grad for p in detector.parameters()))
 
 
 def prepare_stage(

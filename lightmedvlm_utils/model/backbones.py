@@ -14,11 +14,13 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from lightmedvlm_utils.config import Profile
+from lightmedvlm_utils.data.descriptions import WORDS
 from lightmedvlm_utils.device import seed_everything
 from lightmedvlm_utils.errors import UserError
 from lightmedvlm_utils.files import BACKBONES, SHIPPED_BACKBONES
 from lightmedvlm_utils.model.configuration import LightMedVLMConfig
 from lightmedvlm_utils.model.connectors import STATES, options_of, profile_options
+from lightmedvlm_utils.model.connectors.base import Words
 from lightmedvlm_utils.model.modeling import LightMedVLM, build_encoder, load_strictly
 from lightmedvlm_utils.model.processing import IMAGE_TOKEN, Processor, token_id
 from lightmedvlm_utils.observations import LABELS
@@ -63,7 +65,7 @@ def from_backbones(
         options["output_scale"] = states.square().mean().sqrt().item()
     limits = {"max_views": max_views, "max_report_tokens": max_report_tokens}
     model, processor = assemble(encoder, eye, language_model, words, options, views=views, **limits)
-    model.connector.start_from_words(disease_embeddings(language_model, words), states)
+    model.connector.start_from_words(connector_words(language_model, words))
     return model, processor
 
 
@@ -115,6 +117,13 @@ def from_profile(profile: Profile, connector: str = "sasa", seed: int = 0) -> tu
         max_report_tokens=profile.max_report_tokens,
         seed=seed,
     )
+
+
+def connector_words(language_model: PreTrainedModel, tokenizer) -> Words:
+    """The language model's own words from which a connector starts."""
+    described = [mean_embedding(language_model, tokenizer, f" {word}") for word in WORDS]
+    names, states = disease_embeddings(language_model, tokenizer), state_words(language_model, tokenizer)
+    return Words(names, states, torch.stack(described))
 
 
 def disease_embeddings(language_model: PreTrainedModel, tokenizer) -> torch.Tensor:

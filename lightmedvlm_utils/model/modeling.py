@@ -1,8 +1,11 @@
 """LightMedVLM: Swin encoder, connector and Qwen3 in one model.
 
 Letters: B batch, V views of a study, N image tokens, C vision width, Q connector tokens, T text tokens,
-D language-model width, M supervised tokens of a batch. I is the number of images that the connector sees: B where
-views are averaged, all views of the batch where they stand side by side.
+D language-model width, W words that describe a finding, M supervised tokens of a batch. I is the number of images that
+the connector sees: B where views are averaged, all views of the batch where they stand side by side.
+
+"Features" are what the connector reads of the encoder: its tokens (I, N, C), or the outputs (I, H, W, C) of several
+stages, fine to coarse.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import json
 from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import timm
 import torch
@@ -33,7 +36,9 @@ from lightmedvlm_utils.errors import UserError
 from lightmedvlm_utils.model import lora
 from lightmedvlm_utils.model.configuration import LightMedVLMConfig, checkpoint_folder
 from lightmedvlm_utils.model.connectors import build_connector
+from lightmedvlm_utils.model.connectors.base import Features, Known
 
+T = TypeVar("T")
 PARTS = ("vision_encoder", "connector", "language_model")
 WEIGHTS = "model.safetensors"
 TIED = {"language_model.lm_head.weight"}  # shares the input embedding's memory where the language model ties them
@@ -100,12 +105,14 @@ class LightMedVLM(PreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         pixel_values: Tensor | None = None,
         view_mask: Tensor | None = None,
-        image_features: Tensor | None = None,
+        image_features: Features | None = None,
+        image_embeds: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool = False,
         labels: Tensor | None = None,
-        disease_targets: Tensor | None = None,
+        known: Known | None = None,
+        told: Tensor | None = None,
         disease_weight: float = 0.0,
         logits_to_keep: int = 1,
         **options,
@@ -113,13 +120,17 @@ class LightMedVLM(PreTrainedModel, GenerationMixin):
         """Loss of `labels` (B, T; -100 where nothing is learned), or without them the logits (B, K, vocabulary) of
         the last K = `logits_to_keep` positions (0 for all).
 
-        The image comes as `pixel_values` (B, V, 3, H, W) with `view_mask` (B, V), or as `image_features`
-        (I, N, C) from `encode_images`; the prompt as `input_ids` (B, T) or `inputs_embeds` (B, T, D) from
-        `embed`. `disease_targets` (B, 14) in 0 to 1, NaN where unknown.
+        The image comes as `pixel_values` (B, V, 3, H, W) with `view_mask` (B, V), as `image_features` from
+        `encode_images`, or as `image_embeds` (I, Q, D) from `image_tokens`; the prompt as `input_ids` (B, T) or
+        `inputs_embeds` (B, T, D) from `embed`. `known` is what the disease loss compares with, and what a connector
+        with a detector puts in the place of what it sees, where `told` (B,) is true.
         """
-        image_tokens = self.image_tokens(pixel_values, view_mask, image_features)  # (I, Q, D), or None
+        if image_features is None and pixel_values is not None:
+            image_features = self.encode_images(pixel_values, view_mask)
+        if image_features is not None:
+            image_embeds = self.image_tokens(None, view_mask, image_features, _told(known, told))
         if inputs_embeds is None:
-            inputs_embeds = self.embed(_given(input_ids, "input_ids"), image_tokens)  # (B, T, D)
+            inputs_embeds = self.embed(_given(input_ids, "input_ids"), image_embeds)  # (B, T, D)
         output = self.language_model.model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -138,38 +149,69 @@ class LightMedVLM(PreTrainedModel, GenerationMixin):
         text_loss = cross_entropy(logits.float(), targets[supervised])
         if not disease_weight:
             return LightMedVLMOutput(loss=text_loss, text_loss=text_loss)
-        seen, wanted = _given(image_tokens, "an image"), _given(disease_targets, "disease_targets")
-        disease_loss = self.disease_loss(seen, wanted, view_mask)
+        if image_features is None:
+            raise ValueError("The disease loss needs an image; give it.")
+        disease_loss = self.disease_loss(image_features, _given(known, "known"), view_mask)
         loss = text_loss + disease_weight * disease_loss
         return LightMedVLMOutput(loss=loss, text_loss=text_loss, disease_loss=disease_loss)
 
     # From images to the language model's tokens
 
-    def encode_images(self, pixel_values: Tensor, view_mask: Tensor | None = None) -> Tensor:
-        """(B, V, 3, H, W) -> (I, N, C): the encoder's tokens. Where the configuration averages views, I = B, the mean
-        over a study's views position by position; else I counts the views, study by study.
+    def encode_images(self, pixel_values: Tensor, view_mask: Tensor | None = None) -> Features:
+        """(B, V, 3, H, W) -> features of I images. Where the configuration averages views, I = B, the mean over a
+        study's views position by position; else I counts the views, study by study.
 
         `view_mask` (B, V) is True where a view exists; None means all do.
         """
+        stages = self.encoded_stages(pixel_values, view_mask)
+        return stages if self.connector.num_stages else stages[-1].flatten(1, 2)
+
+    def encoded_stages(self, pixel_values: Tensor, view_mask: Tensor | None = None) -> tuple[Tensor, ...]:
+        """As `encode_images`, always as stages (I, H, W, C), also where the connector reads one alone."""
         if view_mask is None:
             view_mask = torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
-        tokens = self.vision_encoder.forward_features(pixel_values[view_mask]).flatten(1, 2)  # (views, N, C)
+        stages = encoder_stages(self.vision_encoder, pixel_values[view_mask], max(1, self.connector.num_stages))
         if self.config.views == "side_by_side" or pixel_values.shape[1] == 1:
-            return tokens
-        return study_mean(tokens, view_mask)
+            return stages
+        return tuple(study_mean(stage, view_mask) for stage in stages)
 
     def image_tokens(
         self,
         pixel_values: Tensor | None = None,
         view_mask: Tensor | None = None,
-        image_features: Tensor | None = None,
+        image_features: Features | None = None,
+        known: Known | None = None,
     ) -> Tensor | None:
-        """What the language model sees of the images, (I, Q, D); None without images."""
+        """What the language model sees of the images, (I, Q, D); None without images. What is `known` of B studies a
+        connector with a detector says without looking; the others have no use for it."""
         if image_features is None:
             if pixel_values is None:
                 return None
-            image_features = self.encode_images(pixel_values, view_mask)  # (I, N, C)
-        return self.connector(image_features)
+            image_features = self.encode_images(pixel_values, view_mask)
+        features = self._readable(image_features)
+        if self.connector.detector is None:
+            return self.connector(features)
+        return self.connector(features, known and self._per_image(known, features, view_mask))
+
+    def _readable(self, features: Features) -> Features:
+        """Of the stages that are there, those that the connector reads; raises ValueError where some are missing."""
+        wanted = self.connector.num_stages
+        found = features if isinstance(features, tuple) else (features,)
+        if len(found) < wanted:
+            raise ValueError(f"The connector reads {wanted} stages of the encoder; the features have {len(found)}.")
+        if wanted:
+            return found[-wanted:]
+        return found[-1].flatten(1, -2)  # (I, H, W, C) or (I, N, C) -> (I, N, C)
+
+    @staticmethod
+    def _per_image(known: Known, features: Features, view_mask: Tensor | None) -> Known:
+        """What is known of B studies -> of I images: every view of a study shows its study's findings."""
+        images = len(features[0] if isinstance(features, tuple) else features)
+        if images == len(known.states):
+            return known
+        counts = _given(view_mask, "view_mask").sum(1)
+        masks = None if known.masks is None else known.masks.repeat_interleave(counts, 0)
+        return Known(known.states.repeat_interleave(counts, 0), known.words.repeat_interleave(counts, 0), masks)
 
     def embed(self, input_ids: Tensor, image_tokens: Tensor | None) -> Tensor:
         """Token embeddings (B, T, D) with the connector's tokens (I, Q, D) in place of the image placeholders.
@@ -198,16 +240,18 @@ class LightMedVLM(PreTrainedModel, GenerationMixin):
         input_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
         view_mask: Tensor | None = None,
-        image_features: Tensor | None = None,
+        image_features: Features | None = None,
+        image_embeds: Tensor | None = None,
         **options,
     ) -> Tensor:
         """Prompts (B, T), padded on the left, and what the model says after them: ids (B, T + new tokens).
 
         `options` are those of transformers' `generate` (attention_mask, num_beams, max_new_tokens, do_sample,
-        cache_implementation, ...). The images are encoded once, also for many beams.
+        cache_implementation, ...). The images are encoded once, also for many beams; they come as for `forward`.
         """
-        image_tokens = self.image_tokens(pixel_values, view_mask, image_features)
-        embeddings = self.embed(_given(input_ids, "input_ids"), image_tokens)
+        if image_embeds is None:
+            image_embeds = self.image_tokens(pixel_values, view_mask, image_features)
+        embeddings = self.embed(_given(input_ids, "input_ids"), image_embeds)
         return super().generate(input_ids=input_ids, inputs_embeds=embeddings, **options)  # type: ignore[misc,return-value]
 
     # What the connector knows by itself
@@ -222,35 +266,36 @@ class LightMedVLM(PreTrainedModel, GenerationMixin):
         self,
         pixel_values: Tensor | None = None,
         view_mask: Tensor | None = None,
-        image_features: Tensor | None = None,
+        image_features: Features | None = None,
     ) -> Tensor:
         """(I, Q, H, W): where each of `query_names` looks; each map sums to 1. UserError for a connector without."""
         if image_features is None:
             image_features = self.encode_images(_given(pixel_values, "an image"), view_mask)
-        return self.connector.attention_maps(image_features)
+        return self.connector.attention_maps(self._readable(image_features))
 
-    def disease_logits(self, image_tokens: Tensor, view_mask: Tensor | None = None) -> Tensor:
-        """(I, Q, D) -> (B, 14): the logit of each label, mean over views that stand side by side."""
-        logits = self.connector.disease_logits(image_tokens)  # (I, 14)
+    def disease_logits(self, image_features: Features, view_mask: Tensor | None = None) -> Tensor:
+        """Features of I images -> (B, 14): the logit of each label, mean over views that stand side by side."""
+        logits = self.connector.disease_logits(self._readable(image_features))  # (I, 14)
         if self.config.views == "side_by_side" and view_mask is not None:
             return study_mean(logits, view_mask)
         return logits
 
-    def disease_loss(self, image_tokens: Tensor, targets: Tensor, view_mask: Tensor | None = None) -> Tensor:
-        """The connector's disease loss, mean over the known targets (B, 14); every view of a study has its study's
-        targets."""
-        if len(image_tokens) != len(targets):  # views side by side
-            targets = targets.repeat_interleave(_given(view_mask, "view_mask").sum(1), 0)
-        return self.connector.disease_loss(image_tokens.float(), targets)
+    def disease_loss(self, image_features: Features, known: Known, view_mask: Tensor | None = None) -> Tensor:
+        """The connector's disease loss on what is known of B studies."""
+        features = self._readable(image_features)
+        return self.connector.disease_loss(features, self._per_image(known, features, view_mask))
 
     # What learns, and what it costs
 
     def train_only(self, *parts: str) -> None:
-        """Let the named parts learn and freeze the rest; of a language model with LoRA only the adapters learn."""
+        """Let the named parts learn and freeze the rest: of PARTS, and "connector.detector", which does not learn with
+        the rest of its connector. Of a language model with LoRA only the adapters learn."""
         for part in PARTS:
             has_lora = part == "language_model" and lora.has_lora(self.language_model)
             for name, parameter in getattr(self, part).named_parameters():
                 parameter.requires_grad = part in parts and (not has_lora or lora.is_lora(name))
+        if self.connector.detector is not None:
+            self.connector.detector.requires_grad_("connector.detector" in parts)
 
     def _set_gradient_checkpointing(self, enable: bool = True, *arguments: Any, **options: Any) -> None:
         super()._set_gradient_checkpointing(enable, *arguments, **options)
@@ -323,6 +368,13 @@ def build_encoder(vision: dict) -> nn.Module:
     return timm.create_model(vision["architecture"], pretrained=False, num_classes=0, **vision.get("arguments", {}))
 
 
+def encoder_stages(encoder: Any, pixels: Tensor, count: int) -> tuple[Tensor, ...]:
+    """(I, 3, S, S) -> the outputs (I, H, W, C) of the last `count` stages of a Swin, fine to coarse, the very last one
+    normalized, as it leaves the encoder."""
+    maps = encoder.forward_intermediates(pixels, indices=count, norm=True, intermediates_only=True)  # (I, C, H, W)
+    return tuple(stage.permute(0, 2, 3, 1) for stage in maps)
+
+
 def feature_grid(encoder: Any) -> tuple[int, int]:
     """(H, W) of the token grid an encoder ends with; where a side is odd, Swin pads it before it halves it."""
     halvings = encoder.feature_info[-1]["reduction"] // encoder.patch_embed.patch_size[0]
@@ -330,11 +382,18 @@ def feature_grid(encoder: Any) -> tuple[int, int]:
     return height, width
 
 
-def _given(value: Tensor | None, name: str) -> Tensor:
+def _given(value: T | None, name: str) -> T:
     """An input that only some uses need; raises ValueError where one of them lacks it."""
     if value is None:
         raise ValueError(f"The model needs {name} for that; give it.")
     return value
+
+
+def _told(known: Known | None, told: Tensor | None) -> Known | None:
+    """Of what is known, that of the studies that are `told` (B,); the rest as unknown."""
+    if known is None or told is None:
+        return None
+    return known._replace(states=torch.where(told[:, None], known.states, torch.nan))
 
 
 def study_mean(rows: Tensor, view_mask: Tensor) -> Tensor:

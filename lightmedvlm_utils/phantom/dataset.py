@@ -86,6 +86,13 @@ def split_of(index: int) -> str:
     return {2: "test", 9: "test", 16: "test", 6: "validate"}.get(index % 20, "train")
 
 
+def phantom_studies(root: Path | str) -> dict[int, Study]:
+    """The records behind a finished phantom, by study id: with them a film can be drawn again, or drawn differently."""
+    made_from = json.loads((Path(root) / COMPLETE).read_text(encoding="utf-8"))
+    patients = sample_patients(made_from["patients"], made_from["seed"])
+    return {study.study_id: study for patient in patients for study in patient.studies}
+
+
 def read_masks(root: Path | str, dicom_id: str) -> dict[str, np.ndarray]:
     """True finding masks of one image, coarse: label -> bool (64, 64); only findings that the view shows."""
     with np.load(Path(root) / "truth" / "masks" / f"{dicom_id}.npz") as packed:

@@ -16,7 +16,17 @@ import numpy as np
 from lightmedvlm_utils.observations import FINDINGS
 from lightmedvlm_utils.phantom.records import Finding, Patient, Study, TrueState, View, true_states
 
-__all__ = ["Finding", "Patient", "Study", "TrueState", "View", "sample_patients", "true_states"]
+__all__ = [
+    "Finding",
+    "Patient",
+    "Study",
+    "TrueState",
+    "View",
+    "sample_patients",
+    "true_states",
+    "with_finding",
+    "without_finding",
+]
 
 # Consecutive indices are scattered over MIMIC's eight-digit ranges by multiplying with a number coprime to
 # ten million: unique without a table of used ids, and not sorted by time of sampling.
@@ -85,6 +95,26 @@ _DISEASES: dict[str, _Disease] = {
 def sample_patients(n: int, seed: int) -> list[Patient]:
     """Draw `n` patients with their studies, findings and views; the first `m` do not depend on `n`."""
     return [_sample_patient(i, seed) for i in range(n)]
+
+
+def without_finding(study: Study, label: str) -> Study:
+    """The same study had it never had any finding of `label`: rendered with the same view it differs in that alone."""
+    return replace(study, findings=tuple(finding for finding in study.findings if finding.label != label))
+
+
+def with_finding(study: Study, label: str, seed: int) -> Study:
+    """The same study with a definite finding of `label` beside its others, instead of what it had of that label."""
+    rng = np.random.default_rng(seed)
+    disease = _DISEASES[label]
+    weights = np.array([kind.weight for kind in disease.kinds])
+    kind = disease.kinds[rng.choice(len(weights), p=weights / weights.sum())]
+    added = _sample_finding(rng, label, kind, borderline=False)
+    return replace(study, findings=_in_order([*without_finding(study, label).findings, added]))
+
+
+def _in_order(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    order = {label: position for position, label in enumerate(FINDINGS)}
+    return tuple(sorted(findings, key=lambda finding: order[finding.label]))
 
 
 def _sample_patient(i: int, seed: int) -> Patient:
@@ -216,8 +246,7 @@ def _evolve(rng, previous: Sequence[Finding]) -> tuple[Finding, ...]:
             kept.append(_progress(rng, finding))
     have = {finding.label for finding in kept}
     new = [finding for finding in _sample_findings(rng, scale=0.4) if finding.label not in have]
-    order = {label: position for position, label in enumerate(FINDINGS)}
-    return tuple(sorted([*kept, *new], key=lambda finding: order[finding.label]))
+    return _in_order([*kept, *new])
 
 
 def _progress(rng, finding: Finding) -> Finding:

@@ -1,8 +1,9 @@
 """Pretrain the small Qwen3 and its tokenizer on the report text of a training split.
 
 Stage 1 freezes the language model, so it must know two things beforehand, as Qwen3-0.6B does: how reports are
-worded, and how to put given facts into words. Facts are taught as bags of words: one token per fact, the mean of
-its words' embeddings, standing where image tokens will stand. No image is involved.
+worded, and how to put given facts into words. Facts are taught as bags of words: one token per fact, the sum of the
+embeddings of what it says (a phrase counts as the mean of its words), standing where image tokens will stand. The
+facts about the 14 labels are said as SASA's detector will say them. No image is involved.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from lightmedvlm_utils.data.descriptions import WORDS, describe
 from lightmedvlm_utils.data.labels import ABSENT, label_sentence
 from lightmedvlm_utils.data.questions import build_questions
 from lightmedvlm_utils.data.wordings import DEVICES, KINDS, wordings
@@ -43,6 +45,7 @@ from lightmedvlm_utils.observations import LABELS
 SPECIAL_TOKENS = (PADDING, "<|im_start|>", END_OF_TURN, "<|vision_start|>", "<|vision_end|>", IMAGE_TOKEN)
 VOCABULARY = 1600
 NUM_FACTS = 22
+DESCRIPTION_WEIGHT = 4.0  # in the loss, of a word that describes a finding
 QUESTIONS_AT_ONCE = 3  # about each study of a batch: a question is short and its answer a word
 STATE_WORDS = dict(zip((0.0, -1.0, 1.0), STATES, strict=True))  # the words that SASA's disease loss will use
 # GPT-style splitting: a word with its leading space, digits one by one, runs of punctuation.
@@ -58,9 +61,9 @@ class Phase(NamedTuple):
     rate: float = 2e-3  # at its peak
 
 
-# Both skills; then questions, whose one word of answer teaches little at a time; then mostly reports again, so that
-# wording is not forgotten.
-PHASES = (Phase(80_000, 0.5), Phase(56_000, 0.95), Phase(24_000, 0.15, 1e-3))
+# Both skills; then questions, whose one word of answer teaches little at a time; then mostly reports again: which side
+# goes with which finding is learned last.
+PHASES = (Phase(80_000, 0.5), Phase(56_000, 0.95), Phase(72_000, 0.35))
 
 
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
@@ -103,37 +106,47 @@ def small_language_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM
     return Qwen3ForCausalLM(config)
 
 
-def facts(states: np.ndarray, report: str, view: str, rng: np.random.Generator, asked: bool = False) -> list[str]:
-    """A study's facts in words: each label with its state, the view, and sentences of the report; NUM_FACTS at most.
+Fact = list[tuple[str, float]]  # phrases, and how far each is said
 
-    A report is to be worded from some of its sentences; who is `asked` gets all that state a finding, which say where
-    and how much it is, as far as there is room.
+
+def facts(
+    states: np.ndarray, described: np.ndarray, report: str, view: str, rng: np.random.Generator, asked: bool = False
+) -> list[Fact]:
+    """A study's facts in words, NUM_FACTS at most: each label with its state and, where it is present, the words that
+    `describe` it (14, W); the view; and some sentences of the report, so that it can be worded from them.
+
+    Who is `asked` gets those that state a finding, sometimes.
     """
-    labels = [f" {label} {STATE_WORDS.get(state, STATES[0])}" for label, state in zip(LABELS, states, strict=True)]
+    found: list[Fact] = []
+    for label, state, words in zip(LABELS, states, described, strict=True):
+        found.append([(f" {label} {STATE_WORDS.get(state, STATES[0])}", 1.0)])
+        if STATE_WORDS.get(state, STATES[0]) != STATES[0]:
+            found[-1] += [(f" {WORDS[place]}", float(words[place])) for place in np.flatnonzero(words)]
     sentences = [" " + sentence for sentence in _SENTENCE.split(report) if sentence]
+    keep = rng.random() * 0.4
     if asked:
-        stated = [text for text in sentences if any(s != ABSENT for _, s in label_sentence(text.strip().lower()))]
-        chosen = [stated[i] for i in rng.permutation(len(stated))]
-    else:
-        keep = rng.random() * 0.7
-        chosen = [sentence for sentence in sentences if rng.random() < keep]
-    return [*labels, f" {view} view", *chosen][:NUM_FACTS]
+        sentences = [text for text in sentences if any(s != ABSENT for _, s in label_sentence(text.strip().lower()))]
+        keep = float(rng.random() < 0.3)
+    chosen: list[Fact] = [[(sentence, 1.0)] for sentence in sentences if rng.random() < keep]
+    return [*found, [(f" {view} view", 1.0)], *chosen][:NUM_FACTS]
 
 
 class FactReader:
-    """Turns facts into one vector each: the mean embedding of their words (B, NUM_FACTS, D)."""
+    """Turns facts into one vector each: (B, NUM_FACTS, D)."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast):
         self.tokenizer = tokenizer
-        self.known: dict[str, list[int]] = {}  # facts recur all the time, and tokenizing is slow
+        self.known: dict[str, list[int]] = {}  # phrases recur all the time, and tokenizing is slow
 
-    def __call__(self, embedding: nn.Embedding, studies: list[list[str]]) -> Tensor:
-        for fact in {fact for study in studies for fact in study} - self.known.keys():
-            self.known[fact] = self.tokenizer(fact, add_special_tokens=False)["input_ids"]
-        bags = [self.known[fact] for study in studies for fact in study]
+    def __call__(self, embedding: nn.Embedding, studies: list[list[Fact]]) -> Tensor:
+        every = [fact for study in studies for fact in study]
+        for phrase in {phrase for fact in every for phrase, _ in fact} - self.known.keys():
+            self.known[phrase] = self.tokenizer(phrase, add_special_tokens=False)["input_ids"]
+        bags = [[(token, share / len(self.known[p])) for p, share in fact for token in self.known[p]] for fact in every]
         offsets = torch.tensor([0, *np.cumsum([len(bag) for bag in bags])[:-1]])
-        flat = torch.tensor([token for bag in bags for token in bag])
-        vectors = nn.functional.embedding_bag(flat, embedding.weight, offsets, mode="mean")
+        flat = torch.tensor([token for bag in bags for token, _ in bag])
+        shares = torch.tensor([share for bag in bags for _, share in bag])
+        vectors = nn.functional.embedding_bag(flat, embedding.weight, offsets, mode="sum", per_sample_weights=shares)
         # A missing fact is a padding token's embedding: studies have different numbers of sentences.
         result = embedding(torch.full((len(studies), NUM_FACTS), self.tokenizer.pad_token_id))
         counts = torch.tensor([len(study) for study in studies])
@@ -230,10 +243,18 @@ class _Lesson:
     def __init__(self, model: Qwen3ForCausalLM, processor: Processor, reader: FactReader, questions: dict):
         self.model, self.processor, self.reader = model, processor, reader
         self.questions = {study_id: list(found.itertuples()) for study_id, found in questions.items()}
+        self.described: dict[int, np.ndarray] = {}
+        self.weights = description_weights(processor.tokenizer)
 
     def report_loss(self, rows: pd.DataFrame, rng: np.random.Generator) -> Tensor:
-        batch = self.processor.for_training([self.processor.report_prompt()] * len(rows), list(rows.report))
-        return _text_loss(self.model, batch, self.reader, self._facts(rows, rng, asked=False))
+        """Half of the reports are mirrored, with their facts: else a line is nearly always right and a pacemaker left,
+        and habit beats reading."""
+        known, reports = self._facts(rows, rng, asked=False), list(rows.report)
+        for row in np.flatnonzero(rng.random(len(reports)) < 0.5):
+            reports[row] = mirrored(reports[row])
+            known[row] = [[(mirrored(phrase), share) for phrase, share in fact] for fact in known[row]]
+        batch = self.processor.for_training([self.processor.report_prompt()] * len(rows), reports)
+        return _text_loss(self.model, batch, self.reader, known, self.weights)
 
     def question_loss(self, rows: pd.DataFrame, rng: np.random.Generator) -> Tensor:
         """Some questions about each study, each in one of its known wordings."""
@@ -243,23 +264,41 @@ class _Lesson:
         choices = [wordings(row.kind, row.subject, row.value, row.negated).known for row in one]
         prompts = [self.processor.question_prompt(str(rng.choice(known))) for known in choices]
         batch = self.processor.for_training(prompts, [row.answer for row in one])
-        return _text_loss(self.model, batch, self.reader, self._facts(rows, rng, asked=True))
+        return _text_loss(self.model, batch, self.reader, self._facts(rows, rng, asked=True), self.weights)
 
-    @staticmethod
-    def _facts(rows: pd.DataFrame, rng: np.random.Generator, asked: bool) -> list[list[str]]:
+    def _facts(self, rows: pd.DataFrame, rng: np.random.Generator, asked: bool) -> list[list[Fact]]:
         states = rows[list(LABELS)].to_numpy(dtype=float)
         views = [images[0]["view"] if len(images) else "" for images in rows.images]
-        return [facts(*of_one, rng, asked) for of_one in zip(states, rows.report, views, strict=True)]
+        for study_id, report in zip(rows.study_id, rows.report, strict=True):
+            if study_id not in self.described:
+                self.described[study_id] = describe(report)
+        described = [self.described[study_id] for study_id in rows.study_id]
+        return [facts(*of_one, rng, asked) for of_one in zip(states, described, rows.report, views, strict=True)]
 
 
-def _text_loss(model, batch: dict[str, Tensor], reader: FactReader, known: list[list[str]]) -> Tensor:
+def mirrored(text: str) -> str:
+    """The same words about the other side."""
+    return re.sub(r"left|right", lambda match: "right" if match[0] == "left" else "left", text)
+
+
+def description_weights(tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """(vocabulary,): how much each token weighs in the loss. The few words that say where and how much are what a
+    reader needs and the rest of a report does not tell; by their number alone they would be learned last."""
+    weights = torch.ones(len(tokenizer))
+    for word in WORDS:
+        ids = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
+        weights[ids] = DESCRIPTION_WEIGHT
+    return weights
+
+
+def _text_loss(model, batch: dict[str, Tensor], reader: FactReader, known: list[list[Fact]], weights: Tensor) -> Tensor:
     table = model.get_input_embeddings()
     places = batch["input_ids"] == token_id(reader.tokenizer, IMAGE_TOKEN)
     embeddings = table(batch["input_ids"]).masked_scatter(places[..., None], reader(table, known))
     hidden = model.model(inputs_embeds=embeddings, attention_mask=batch["attention_mask"]).last_hidden_state
     targets = batch["labels"][:, 1:]
     supervised = targets != -100
-    return nn.functional.cross_entropy(model.lm_head(hidden[:, :-1][supervised]), targets[supervised])
+    return nn.functional.cross_entropy(model.lm_head(hidden[:, :-1][supervised]), targets[supervised], weights)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ CONNECTORS here, or `register("name", Class)` in a module of your own that the s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from inspect import signature
 from typing import Any
 
@@ -63,7 +64,8 @@ def build_connector(name: str, vision_dim: int, llm_dim: int, grid: tuple[int, i
         raise UserError(
             f"The connector {name!r} has no option {unknown[0]!r}; its options are {', '.join(known) or 'none'}."
         )
-    return connector_class(name)(vision_dim, llm_dim, grid, **options)
+    make: Callable[..., Connector] = connector_class(name)
+    return make(vision_dim, llm_dim, grid, **options)
 
 
 def profile_options(name: str, profile: Profile) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """SASA, the Spatially-Aware Semantic Abstractor of the thesis: convolutions, then queries that start from diseases.
 
 The convolutional stage follows Honeybee's C-Abstractor (Cha et al. 2024, arXiv 2312.06742) in idea, the query
-stage follows cross-attention resamplers (Alayrac et al. 2022, arXiv 2204.14198).
+stage follows cross-attention resamplers (Alayrac et al. 2022, arXiv 2204.14198). With `evidence` the disease queries
+attend by what they find (`evidence.py`), and say it in words.
 """
 
 from __future__ import annotations
@@ -10,13 +11,27 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
 
+from lightmedvlm_utils.data.descriptions import WORDS, group_slices
 from lightmedvlm_utils.errors import UserError
-from lightmedvlm_utils.model.connectors.base import Connector, check_choice, check_heads, sine_positions
+from lightmedvlm_utils.model.connectors.base import (
+    Connector,
+    Features,
+    Known,
+    Words,
+    check_choice,
+    check_heads,
+    sine_positions,
+)
+from lightmedvlm_utils.model.connectors.evidence import Detector, Evidence
 from lightmedvlm_utils.observations import LABELS
 
 STATES = ("absent", "possible", "present")
 POSITIVE_WEIGHT = 3.0  # in the disease loss, since a finding is absent in nine studies of ten
+SHARPNESS = 4.0  # of what a token says: it leaves in doubt what is close to even, and decides the rest
+WORD_WEIGHT = 0.03  # in the disease loss: more, and evidence is laid where words are read easily
+ONE_OF = ("side", "zone", "grade")  # groups of which a finding has one word
 
 
 class SASA(Connector):
@@ -36,7 +51,12 @@ class SASA(Connector):
     - `output_scale`: factor on the normalized tokens; word embeddings are far smaller than a LayerNorm's output;
     - `disease_head`: query i's token can be held against the words for label i being absent, possible and present,
       as the language model embeds them (`state_words`). That is what the disease loss trains and what gives
-      per-finding probabilities; it has no weights of its own.
+      per-finding probabilities; it has no weights of its own;
+    - `evidence`: from how many stages of the encoder a `Detector` reads evidence for the 14 labels, place by place; 0
+      for none. It takes the disease queries' place, and the queries above ask what is beyond the labels. The token of a
+      label is then what the detector found, in the language model's words: the label's state, and as far as it is
+      present how it is described (side, zone, grade, kind), and a residue that no word holds;
+    - `mask_loss`: weight of the share of a finding's attention that falls outside its mask, where masks are known.
 
     Raises UserError for unknown values and for fewer queries than diseases.
     """
@@ -46,6 +66,8 @@ class SASA(Connector):
     token_labels = LABELS
     positions: Tensor
     state_words: Tensor  # (14, 3, D); only with a disease head
+    description_words: Tensor  # (W, D); only with a detector
+    detector: Detector | None
 
     def __init__(
         self,
@@ -63,6 +85,8 @@ class SASA(Connector):
         output_scale: float = 1.0,
         query_start: str = "diseases",
         disease_head: bool = True,
+        evidence: int = 0,
+        mask_loss: float = 0.3,
     ):
         super().__init__()
         check_choice("residual", residual, ("raw", "normed"))
@@ -77,7 +101,7 @@ class SASA(Connector):
         self.project = nn.Linear(vision_dim, llm_dim)
         positions = sine_positions(grid, llm_dim) if key_positions else torch.zeros(1)
         self.register_buffer("positions", positions, persistent=False)
-        self.queries = nn.Parameter(torch.randn(num_queries, llm_dim))
+        self.queries = nn.Parameter(torch.randn(num_queries - (len(LABELS) if evidence else 0), llm_dim))
         self.norm_queries = nn.LayerNorm(llm_dim)
         self.norm_keys = nn.LayerNorm(llm_dim)
         self.attention = nn.MultiheadAttention(llm_dim, num_heads, dropout, batch_first=True)
@@ -87,42 +111,45 @@ class SASA(Connector):
         self.has_disease_head = disease_head
         if disease_head:
             self.register_buffer("state_words", torch.zeros(len(LABELS), len(STATES), llm_dim))
+        if evidence:
+            self.num_stages = evidence
+            widths = [vision_dim // 2**halvings for halvings in reversed(range(evidence))]  # of a Swin
+            self.detector = Detector(widths, llm_dim, len(LABELS), len(WORDS))
+            self.mask_loss = mask_loss
+            self.register_buffer("description_words", torch.zeros(len(WORDS), llm_dim))
+            width = self.detector.width
+            self.residue = nn.Sequential(nn.Linear(width, llm_dim), nn.GELU(), nn.Linear(llm_dim, llm_dim))
 
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, N, C) -> (B, Q, D)."""
-        return self._attend(features)[0]
+    def forward(self, features: Features, known: Known | None = None) -> Tensor:
+        """(B, N, C), or with evidence several stages -> (B, Q, D)."""
+        tokens = self._attend(self._last(features))[0]
+        if self.detector is None:
+            return tokens
+        return torch.cat([self._disease_tokens(self.detector(features), known), tokens], 1)
 
-    def attention_maps(self, features: Tensor) -> Tensor:
-        """(B, N, C) -> (B, Q, H, W): where each query looks, mean over the heads; each map sums to 1."""
-        weights = self._attend(features, need_weights=True)[1]  # (B, Q, N)
+    def attention_maps(self, features: Features) -> Tensor:
+        """(B, Q, H, W): where each query looks, mean over the heads; each map sums to 1."""
+        weights = self._attend(self._last(features), need_weights=True)[1]  # (B, Q, N)
         assert weights is not None  # they were asked for
-        return weights.unflatten(-1, self.grid)  # (B, Q, H, W)
+        maps = weights.unflatten(-1, self.grid)  # (B, Q, H, W)
+        if self.detector is None:
+            return maps
+        found = self.detector(features).attention  # (B, 14, H, W), on a finer grid
+        maps = interpolate(maps, found.shape[-2:], mode="bilinear", align_corners=False)
+        return torch.cat([found, maps / maps.sum((-1, -2), keepdim=True)], 1)
 
-    def disease_logits(self, tokens: Tensor) -> Tensor:
-        """Connector output (B, Q, D) -> (B, 14): the logit that label i is present, read from query i alone.
+    def disease_logits(self, features: Features) -> Tensor:
+        """(B, 14): the logit that label i is present, read from query i alone: the detector's, or else the token's
+        place on the line from the words for "absent" (logit -3) to those for "present" (3)."""
+        if self.detector is not None:
+            return self.detector(features).logits
+        return token_logits(self(features), self._state_words())
 
-        It is the token's place on the line from the words for "absent" (logit -3) to those for "present" (3).
-        """
-        absent, _, present = self._state_words().unbind(1)  # (14, D) each
-        line = present - absent
-        place = ((tokens[:, : len(LABELS)] - absent) * line).sum(-1) / line.square().sum(-1)  # (B, 14): 0 to 1
-        return 3 * (2 * place - 1)
-
-    def disease_loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Squared distance of each disease query's token (B, Q, D) from the words for its label's state.
-
-        `targets` (B, 14) is 1 for present, 0.5 for possible, 0 for absent, NaN for unknown. A distance of 1 is that
-        between "absent" and "present". The best token under this loss is the mean of the words, weighted by how
-        probable their states are: where the image leaves doubt, the token stands between them.
-        """
-        words = self._state_words()
-        known = ~targets.isnan()
-        state = (2 * targets.nan_to_num()).round().long()  # (B, 14): index into STATES
-        wanted = words[torch.arange(len(LABELS), device=state.device), state]  # (B, 14, D)
-        unit = (words[:, 2] - words[:, 0]).square().sum(-1)  # (14,)
-        distance = (tokens[:, : len(LABELS)] - wanted).square().sum(-1) / unit  # (B, 14)
-        weight = torch.where(state > 0, POSITIVE_WEIGHT, 1.0)
-        return (distance * weight)[known].sum() / known.sum().clamp(min=1)  # a batch may be all unknown
+    def disease_loss(self, features: Features, known: Known) -> Tensor:
+        """The detector's loss or, without one, that of the tokens (`token_loss`)."""
+        if self.detector is not None:
+            return detection_loss(self.detector(features), known, self.mask_loss)
+        return token_loss(self(features), known.states, self._state_words())
 
     def _state_words(self) -> Tensor:
         if not self.has_disease_head:
@@ -130,16 +157,35 @@ class SASA(Connector):
         return self.state_words
 
     @torch.no_grad()
-    def start_from_words(self, disease_embeddings: Tensor, state_words: Tensor) -> None:
-        """Start from the language model's own words: overwrite the first 14 queries with `disease_embeddings`
-        (14, D), the labels' names, and scale the others, each as far as the options say; keep `state_words`
-        (14, 3, D), the labels in each of `STATES`, for the disease head."""
+    def start_from_words(self, words: Words) -> None:
+        """Start from the language model's own words: overwrite the disease queries with the labels' names, and scale
+        the others, each as far as the options say; keep the words for states and descriptions."""
         if self.has_disease_head:
-            self.state_words.copy_(state_words)
+            self.state_words.copy_(words.states)
         if self.match_query_scale:
-            self.queries.mul_(disease_embeddings.std() / self.queries.std())
-        if self.query_start == "diseases":
-            self.queries[: len(LABELS)] = disease_embeddings.to(self.queries)
+            self.queries.mul_(words.names.std() / self.queries.std())
+        if self.detector is not None:
+            self.description_words.copy_(words.descriptions)
+            self.detector.names.copy_(words.names)
+        elif self.query_start == "diseases":
+            self.queries[: len(LABELS)] = words.names.to(self.queries)
+
+    def _last(self, features: Features) -> Tensor:
+        return features[-1].flatten(1, 2) if isinstance(features, tuple) else features
+
+    def _disease_tokens(self, found: Evidence, known: Known | None) -> Tensor:
+        """What was found, or where it is known what is there, in the language model's words: (B, 14, D)."""
+        present = (SHARPNESS * found.logits).sigmoid()  # (B, 14)
+        said = word_shares(SHARPNESS * found.words)  # (B, 14, W)
+        if known is not None:
+            unknown = known.states.isnan()
+            present = torch.where(unknown, present, known.states)
+            said = torch.where(unknown[..., None], said, known.words.to(said))
+        absent, possible, certain = self._state_words().unbind(1)  # (14, D) each
+        doubt, belief = (2 * present).clamp(max=1)[..., None], (2 * present - 1).clamp(min=0)[..., None]
+        state = absent + doubt * (possible - absent) + belief * (certain - possible)
+        residue = self.output_scale * self.residue(found.attended)
+        return state + present[..., None] * (said @ self.description_words + residue)
 
     def _attend(self, features: Tensor, need_weights: bool = False) -> tuple[Tensor, Tensor | None]:
         maps = features.transpose(1, 2).unflatten(-1, self.grid)  # (B, C, H, W)
@@ -151,6 +197,84 @@ class SASA(Connector):
         start = queries if self.residual == "raw" else normed
         tokens = self.norm_attended(start + attended)
         return self.norm(tokens + self.mlp(tokens)) * self.output_scale, weights
+
+
+def token_logits(tokens: Tensor, state_words: Tensor) -> Tensor:
+    """Tokens (B, Q, D), the first 14 of them the labels' -> (B, 14), by the words for their states (14, 3, D)."""
+    absent, _, present = state_words.unbind(1)  # (14, D) each
+    line = present - absent
+    place = ((tokens[:, : len(LABELS)] - absent) * line).sum(-1) / line.square().sum(-1)  # (B, 14): 0 to 1
+    return 3 * (2 * place - 1)
+
+
+def token_loss(tokens: Tensor, targets: Tensor, words: Tensor) -> Tensor:
+    """Squared distance of each label's token from the words (14, 3, D) for its state.
+
+    `targets` (B, 14) is 1 for present, 0.5 for possible, 0 for absent, NaN for unknown. A distance of 1 is that
+    between "absent" and "present". The best token under this loss is the mean of the words, weighted by how
+    probable their states are: where the image leaves doubt, the token stands between them.
+    """
+    known = ~targets.isnan()
+    state = (2 * targets.nan_to_num()).round().long()  # (B, 14): index into STATES
+    wanted = words[torch.arange(len(LABELS), device=state.device), state]  # (B, 14, D)
+    unit = (words[:, 2] - words[:, 0]).square().sum(-1)  # (14,)
+    distance = (tokens[:, : len(LABELS)] - wanted).square().sum(-1) / unit  # (B, 14)
+    weight = torch.where(state > 0, POSITIVE_WEIGHT, 1.0)
+    return (distance * weight)[known].sum() / known.sum().clamp(min=1)  # a batch may be all unknown
+
+
+def detection_loss(found: Evidence, known: Known, mask_loss: float) -> Tensor:
+    """The cross-entropy of the labels' states, WORD_WEIGHT times that of the words that describe those present, and
+    where masks are known `mask_loss` times -log of the share of a finding's attention inside its mask."""
+    described = known.states.nan_to_num() > 0
+    word_loss = _word_loss(found.words[described], known.words[described].to(found.words))
+    loss = state_loss(found.logits, known.states) + WORD_WEIGHT * word_loss
+    if mask_loss and known.masks is not None:
+        loss = loss + mask_loss * _outside_loss(found.attention, known.masks)
+    return loss
+
+
+def state_loss(logits: Tensor, states: Tensor) -> Tensor:
+    """Cross-entropy of logits (B, 14) with states in 0 to 1, mean over the known; findings weigh POSITIVE_WEIGHT."""
+    is_known, targets = ~states.isnan(), states.nan_to_num()
+    weight = torch.where(targets > 0, POSITIVE_WEIGHT, 1.0)
+    loss = binary_cross_entropy_with_logits(logits, targets, weight, reduction="none")  # (B, 14)
+    return loss[is_known].sum() / is_known.sum().clamp(min=1)  # a batch may be all unknown
+
+
+def _word_loss(logits: Tensor, wanted: Tensor) -> Tensor:
+    """(F, W) of the findings that are present: in each group of one word the cross-entropy of that word, or of none; of
+    the kinds, the binary ones. Mean over the findings."""
+    loss = logits.new_zeros(())
+    for name, part in group_slices().items():
+        of_group, said = logits[:, part], wanted[:, part]
+        if name in ONE_OF:
+            unsaid = 1 - said.sum(-1, keepdim=True)
+            loss = loss - (_with_none(of_group).log_softmax(-1) * torch.cat([said, unsaid], -1)).sum()
+        else:
+            loss = loss + binary_cross_entropy_with_logits(of_group, said, reduction="sum")
+    return loss / max(1, len(logits))
+
+
+def _outside_loss(attention: Tensor, masks: Tensor) -> Tensor:
+    """-log of the attention (B, 14, H, W) inside the masks (B, 14, h, w), mean over the masks that are not empty."""
+    inside = nn.functional.adaptive_max_pool2d(masks.to(attention), attention.shape[-2:])  # (B, 14, H, W)
+    share = (attention * inside).sum((-1, -2))[masks.any(-1).any(-1)]
+    return -share.clamp(min=1e-6).log().mean() if len(share) else attention.new_zeros(())
+
+
+def word_shares(logits: Tensor) -> Tensor:
+    """(..., W) -> the same shape: how far each word is said; in a group of one word the words and none share 1."""
+    shares = [
+        _with_none(logits[..., part]).softmax(-1)[..., :-1] if name in ONE_OF else logits[..., part].sigmoid()
+        for name, part in group_slices().items()
+    ]
+    return torch.cat(shares, -1)
+
+
+def _with_none(logits: Tensor) -> Tensor:
+    """One more choice behind the words of a group: none of them."""
+    return nn.functional.pad(logits, (0, 1))
 
 
 def _refinement(width: int, norm: str) -> nn.Sequential:
