@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
@@ -9,6 +10,7 @@ import pandas as pd
 from lightmedvlm_utils.config import NOT_FOR_CLINICAL_USE, Profile
 from lightmedvlm_utils.evaluation.bootstrap import PROTOCOL
 from lightmedvlm_utils.evaluation.systems import MINUS
+from lightmedvlm_utils.files import SHIPPED_BACKBONES
 
 # (heading, task, section, {metric: column title}, protocol) of the tables in the card.
 _TABLES = (
@@ -45,7 +47,13 @@ _TABLES = (
     (
         "Localization: does the attention of a disease query find its finding?",
         ("localization", "all findings", "study"),
-        {"pointing_game": "pointing game", "inside_mass": "mass inside the finding"},
+        {
+            "pointing_game": "pointing game",
+            "inside_mass": "mass inside the finding",
+            "counterfactual_leaves": "leaves the report with the film's",
+            "counterfactual_others_stay": "the others stay",
+            "occlusion_wins": "hiding its place costs most",
+        },
     ),
 )
 
@@ -57,6 +65,10 @@ _LIMITS = """\
   the model has never seen.
 - There is no check that an uploaded image is a chest radiograph.
 """
+_SMALL_LIMIT = (
+    "- The small encoder was pretrained on the labels, kinds and masks of {images:,} images of other phantoms: it has "
+    "been told more than ImageNet tells an encoder.\n"
+)
 _PHANTOM_LIMIT = "- Trained on synthetic phantoms: it knows nothing about real patients.\n"
 
 
@@ -82,9 +94,18 @@ def model_card(
         "punctuation and headings, whole references, one per study.",
         *(_table(records, *table) for table in _TABLES),
         "## Limits",
-        _LIMITS.format(clinical=NOT_FOR_CLINICAL_USE) + (_PHANTOM_LIMIT if dataset == "phantom" else ""),
+        _limits(profile, dataset),
     ]
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
+
+
+def _limits(profile: Profile, dataset: str) -> str:
+    text = _LIMITS.format(clinical=NOT_FOR_CLINICAL_USE) + (_PHANTOM_LIMIT if dataset == "phantom" else "")
+    if profile.vision != "small":
+        return text
+    shipped = json.loads((SHIPPED_BACKBONES["vision"] / "config.json").read_text(encoding="utf-8"))
+    images = sum(run["training_images"] for run in shipped["pretraining"]["runs"])
+    return text + _SMALL_LIMIT.format(images=images)
 
 
 def record_table(
