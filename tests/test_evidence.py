@@ -9,6 +9,7 @@ from torch.nn.functional import interpolate
 
 from lightmedvlm_utils.config import StageSettings
 from lightmedvlm_utils.data.descriptions import GROUPS, WORDS, describe
+from lightmedvlm_utils.errors import UserError
 from lightmedvlm_utils.learning.examples import Example, known_of
 from lightmedvlm_utils.learning.features import FeatureStore
 from lightmedvlm_utils.learning.loop import parameter_groups, warm_up_diseases
@@ -68,6 +69,17 @@ def test_who_looks_first_does_not_matter(detector):
         detector(random_maps())
     detector(random_maps()).logits.sum().backward()
     assert all(norm.weight.grad.isfinite().all() for norm in detector.norms)
+
+
+def test_what_cannot_be_is_refused(make_model):
+    for options, words in (
+        ({"num_queries": 14, "evidence": 3}, "num_queries >= 15"),
+        ({"evidence": 3, "disease_head": False}, "leave disease_head on"),
+    ):
+        with pytest.raises(UserError, match=words):
+            build_connector("sasa", 64, 32, (7, 7), **options)
+    with pytest.raises(UserError, match="reads 2 stages, but swin_tiny_patch4_window7_224 has 1"):
+        make_model(evidence=2)
 
 
 def planted(count, rng):

@@ -51,7 +51,7 @@ def test_a_folder_is_given_by_its_full_path(tmp_path, monkeypatch):
         ("stage2.epochs=true", "takes a number"),
         ("stage2.batch_size=0", "greater than or equal to 1"),
         ("stage2.batch_size=2.5", "integer"),
-        ("stage2.learns=[language]", "'vision', 'connector' or 'lora'"),
+        ("stage2.learns=[language]", "'vision', 'connector', 'detector' or 'lora'"),
         ("stage2.learns=[]", "at least 1"),
         ("stage2=3", "stage2.epochs"),
         ("vision=7", "string"),

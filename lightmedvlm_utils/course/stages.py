@@ -168,7 +168,7 @@ def run_stage(step: Step, number: int, connector: str, training: pd.DataFrame, v
         history = [{"step": 0, "epoch": 0, **evaluate_loss(model, processor, held_out, store, profile.precision)}]
         studies = report_examples(training[training.split == "train"], processor)
         if settings.mask_share:
-            studies = with_masks(step, studies, training)
+            studies = with_masks(step, studies, training, settings.mask_share)
         losses = warm_up_diseases(model, processor, studies, store, settings, step.seed, profile.precision)
         print(f"disease warm-up: loss {losses[0]:.3f} in its first epoch, {losses[-1]:.3f} in its last")
     history += train(model, processor, examples, store, settings, held_out, step.seed, profile.precision)
@@ -177,13 +177,13 @@ def run_stage(step: Step, number: int, connector: str, training: pd.DataFrame, v
     return StageResult(model, processor, history, folder)
 
 
-def with_masks(step: Step, examples: Sequence[Example], studies: pd.DataFrame) -> list[Example]:
-    """The examples of the stage's `mask_share` of studies with the true masks of their findings, the others as they
-    are; UserError for a data set that has none."""
+def with_masks(step: Step, examples: Sequence[Example], studies: pd.DataFrame, share: float) -> list[Example]:
+    """A share of the examples with the true masks of their findings, the others as they are; UserError for a data set
+    that has none."""
     root = step.data_root
     if step.dataset != "phantom" or root is None:
         raise UserError(f"The data set {step.dataset} has no finding masks here; set stage1.mask_share to 0.")
-    share, rng = step.profile.stage1.mask_share, np.random.default_rng(step.seed)
+    rng = np.random.default_rng(step.seed)
     films = {
         study_id: Path(images[0]["path"]).stem
         for study_id, images in zip(studies.study_id, studies.images, strict=True)

@@ -52,8 +52,9 @@ def make_disease_batch(examples: Sequence[Example], store: Store, processor: Pro
 
 def text_losses(model: LightMedVLM, batch: Batch, settings: StageSettings) -> dict[str, Tensor]:
     """The text loss, and `settings.disease_loss` times the disease loss where the connector has one that learns."""
-    learns = model.connector.has_disease_head and model.connector.detector is None
-    weight = settings.disease_loss if learns else 0.0
+    detector = model.connector.detector
+    learns = detector is None or any(p.requires_grad for p in detector.parameters())
+    weight = settings.disease_loss if model.connector.has_disease_head and learns else 0.0
     output = model(**batch, disease_weight=weight)
     return {"loss": output.loss, "text_loss": output.text_loss}
 

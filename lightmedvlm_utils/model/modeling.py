@@ -93,6 +93,12 @@ class LightMedVLM(PreTrainedModel, GenerationMixin):
             grid=self.grid,
             **config.connector,
         )
+        stages = len(self.vision_encoder.feature_info)
+        if self.connector.num_stages > stages:
+            raise UserError(
+                f"The connector reads {self.connector.num_stages} stages, but {config.vision.get('architecture')} has "
+                f"{stages}; ask for fewer."
+            )
         self.language_model = language_model or Qwen3ForCausalLM(config.text)
         self.post_init()
 

@@ -72,16 +72,15 @@ class Detector(nn.Module):
         grids = [(stage.shape[1], stage.shape[2]) for stage in maps]
         tokens = [norm(stage.flatten(1, 2)) for norm, stage in zip(self.norms, maps, strict=True)]  # (B, N, C) each
         queries = self.query(self.names) / math.sqrt(self.width)  # (L, M)
-        place = sine_positions(grids[0], self.width).to(queries)  # (N, M)
-        scores = queries @ self.key_place(place).mT  # (L, N) of the finest grid
+        scores = queries @ self.key_place(places(grids[0], self.width, queries.device)).mT  # (L, N) of the finest grid
         for grid, stage, key in zip(grids, tokens, self.keys, strict=True):
             of_stage = (queries @ key.weight) @ stage.mT  # (B, L, N of the stage)
-            scores = scores + of_stage @ enlarging(grid, grids[0]).to(stage)
+            scores = scores + of_stage @ enlarging(grid, grids[0], stage.device).to(of_stage)
         attention = scores.softmax(-1)  # (B, L, N)
         attended = torch.zeros_like(queries)
         for grid, stage, value in zip(grids, tokens, self.values, strict=True):
-            shares = attention @ enlarging(grid, grids[0]).to(stage).mT  # (B, L, N of the stage)
-            attended = attended + value(shares @ stage)  # (B, L, M)
+            shares = attention @ enlarging(grid, grids[0], stage.device).to(attention).mT  # (B, L, N of the stage)
+            attended = attended + value(shares @ stage.to(shares))  # (B, L, M)
         attended = self.norm(attended)
         logits = self._logits(scores.logsumexp(-1) - math.log(scores.shape[-1]))
         scores, attention = scores.unflatten(-1, grids[0]), attention.unflatten(-1, grids[0])
@@ -102,9 +101,19 @@ class Detector(nn.Module):
         return self._logits(pooled.mT).mT.sigmoid()
 
 
-@lru_cache(maxsize=16)
-def enlarging(grid: tuple[int, int], finer: tuple[int, int]) -> Tensor:
-    """(N, N of the finer grid): the matrix that enlarges maps, bilinearly; on the CPU."""
-    with torch.inference_mode(False):  # it is kept, and must do for training, whoever asks first
-        each = torch.eye(grid[0] * grid[1], device="cpu").unflatten(-1, grid)[:, None]  # (N, 1, H, W)
-        return interpolate(each, finer, mode="bilinear", align_corners=False).flatten(1)
+# Both are kept between calls and must do for training, whoever asks first.
+
+
+@lru_cache(maxsize=32)
+@torch.inference_mode(False)
+def enlarging(grid: tuple[int, int], finer: tuple[int, int], device: torch.device) -> Tensor:
+    """(N, N of the finer grid): the matrix that enlarges maps, bilinearly."""
+    each = torch.eye(grid[0] * grid[1], device=device).unflatten(-1, grid)[:, None]  # (N, 1, H, W)
+    return interpolate(each, finer, mode="bilinear", align_corners=False).flatten(1)
+
+
+@lru_cache(maxsize=32)
+@torch.inference_mode(False)
+def places(grid: tuple[int, int], width: int, device: torch.device) -> Tensor:
+    """(N, M): the code of every place."""
+    return sine_positions(grid, width).to(device)

@@ -93,8 +93,11 @@ class SASA(Connector):
         check_choice("conv_norm", conv_norm, ("batch", "group"))
         check_choice("query_start", query_start, ("diseases", "random"))
         check_heads(llm_dim, num_heads)
-        if num_queries < len(LABELS) and (disease_head or query_start == "diseases"):
-            raise UserError(f"SASA needs num_queries >= {len(LABELS)}, one per label; {num_queries} was given.")
+        least = len(LABELS) + 1 if evidence else len(LABELS)
+        if num_queries < least and (disease_head or query_start == "diseases"):
+            raise UserError(f"This SASA needs num_queries >= {least}, one per label; {num_queries} was given.")
+        if evidence and not disease_head:
+            raise UserError("SASA's evidence is told in words for the labels' states; leave disease_head on with it.")
         self.grid, self.num_output_tokens, self.residual = tuple(grid), num_queries, residual
         self.match_query_scale, self.output_scale, self.query_start = match_query_scale, output_scale, query_start
         self.refine = _refinement(vision_dim, conv_norm) if conv else nn.Identity()
@@ -166,6 +169,7 @@ class SASA(Connector):
             self.queries.mul_(words.names.std() / self.queries.std())
         if self.detector is not None:
             self.description_words.copy_(words.descriptions)
+        if self.detector is not None and self.query_start == "diseases":
             self.detector.names.copy_(words.names)
         elif self.query_start == "diseases":
             self.queries[: len(LABELS)] = words.names.to(self.queries)
