@@ -110,9 +110,14 @@ def test_what_made_a_result_voids_it_and_nothing_else(course, lightmedvlm, clone
     assert to_redo(lightmedvlm, cwd=clone) == {}, "a moved clone voids nothing"
     sasa = clone / "lightmedvlm_utils/model/connectors/sasa.py"
     source = sasa.read_text()
-    sasa.write_text(source.replace('"""(B, N, C) -> (B, Q, D)."""', '"""Another docstring."""  # and a comment'))
+    sasa.write_text(
+        source.replace(
+            '"""(B, N, C), or with evidence several stages -> (B, Q, D)."""',
+            '"""Another docstring."""  # and a comment',
+        )
+    )
     assert sasa.read_text() != source and to_redo(lightmedvlm, cwd=clone) == {}
-    sasa.write_text(source.replace("return self._attend(features)[0]", "return 0 * self._attend(features)[0]"))
+    sasa.write_text(source.replace("tokens = self._attend(", "tokens = 0 * self._attend("))
     redo = to_redo(lightmedvlm, cwd=clone)
     assert list(redo) == MODEL_STEPS and all("model.connectors.sasa.py" in reasons for reasons in redo.values())
     sasa.write_text(source)
