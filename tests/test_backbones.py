@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightmedvlm_utils.config import get_profile
-from lightmedvlm_utils.data.descriptions import describe
+from lightmedvlm_utils.data.descriptions import WORDS, describe
 from lightmedvlm_utils.errors import UserError
 from lightmedvlm_utils.files import BACKBONES
 from lightmedvlm_utils.model import backbones, lora
@@ -137,6 +137,15 @@ def test_a_fact_is_the_sum_of_what_it_says(tiny_tokenizer):
     means = [table.weight[ids].mean(0) for ids in tokens]
     torch.testing.assert_close(vectors[0, 1], means[0] + 0.5 * means[1])
     torch.testing.assert_close(vectors[1, 1], table.weight[tiny_tokenizer.pad_token_id])
+
+
+def test_a_mirrored_report_is_mirrored_throughout():
+    """Also at the start of a sentence, where an Impression names its side."""
+    report = "Findings: Small left effusion. Right base is clear. Impression: Left effusion."
+    mirrored = language.mirrored(report)
+    assert mirrored == "Findings: Small right effusion. Left base is clear. Impression: Right effusion."
+    sides = [WORDS.index(side) for side in ("right", "left")]
+    assert (describe(mirrored)[:, sides] == describe(report)[:, sides[::-1]]).all() and describe(report).any()
 
 
 def test_a_twin_differs_from_its_study_in_one_finding():

@@ -276,16 +276,19 @@ class _Lesson:
         return [facts(*of_one, rng, asked) for of_one in zip(states, described, rows.report, views, strict=True)]
 
 
+_OTHER_SIDE = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
+
+
 def mirrored(text: str) -> str:
     """The same words about the other side."""
-    return re.sub(r"left|right", lambda match: "right" if match[0] == "left" else "left", text)
+    return re.sub("left|right|Left|Right", lambda match: _OTHER_SIDE[match[0]], text)
 
 
 def description_weights(tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """(vocabulary,): how much each token weighs in the loss. The few words that say where and how much are what a
     reader needs and the rest of a report does not tell; by their number alone they would be learned last."""
     weights = torch.ones(len(tokenizer))
-    for word in WORDS:
+    for word in [*WORDS, *map(str.capitalize, WORDS)]:
         ids = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
         weights[ids] = DESCRIPTION_WEIGHT
     return weights

@@ -31,6 +31,7 @@ from torch.nn.functional import affine_grid, binary_cross_entropy_with_logits, g
 from torch.nn.parallel import DistributedDataParallel
 
 from lightmedvlm_utils.files import atomic_path, write_json
+from lightmedvlm_utils.model.modeling import encoder_stages
 from lightmedvlm_utils.observations import FINDINGS
 from lightmedvlm_utils.phantom.images import render
 from lightmedvlm_utils.phantom.patients import Study, sample_patients, true_states, with_finding, without_finding
@@ -130,17 +131,6 @@ class FindingHeads(nn.Module):
         return places, self.presence(pooled).unflatten(1, (len(FINDINGS), 2)), self.kind(pooled)
 
 
-def encode(encoder: Any, pixels: Tensor) -> list[Tensor]:
-    """(B, 3, S, S) -> the output of every stage, (B, H, W, C), the last one normalized as the model sees it.
-
-    `encoder` is a Swin of timm; Any, since torch's types take each of its parts for a tensor or a module."""
-    tokens, stages = encoder.patch_embed(pixels), []
-    for stage in encoder.layers:
-        tokens = stage(tokens)
-        stages.append(tokens)
-    return [*stages[:-1], encoder.norm(tokens)]
-
-
 def augment(images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     """uint8 (B, 256, 256) and masks (B, 13, 32, 32) -> (B, 3, 224, 224) normalized and masks (B, 13, 28, 28), 0 or
     1, both under the same small random shift, turn, zoom; gray values change too. Rows 2i and 2i + 1, a study and its
@@ -213,7 +203,7 @@ def presence_auroc(model: Pretraining, images: Tensor, states: np.ndarray) -> np
 class Pretraining(nn.Module):
     """Encoder and heads as one module: (B, 3, S, S) -> places, presence and kinds as `FindingHeads` gives them."""
 
-    encoder: Any  # as in `encode`
+    encoder: Any  # a Swin of timm; torch's types take each of its parts for a tensor or a module
 
     def __init__(self, encoder: nn.Module, kinds: int):
         super().__init__()
@@ -222,7 +212,8 @@ class Pretraining(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
         with _autocast():
-            places, presence, kind = self.heads(encode(self.encoder, pixels))
+            stages = encoder_stages(self.encoder, pixels, len(self.encoder.feature_info))
+            places, presence, kind = self.heads(list(stages))
         return [place.float() for place in places], presence.float(), kind.float()
 
 
