@@ -33,7 +33,6 @@ demo: $(READY) ## open the demo notebook in JupyterLab
 	@$(BIN)/python -m jupyter lab notebooks/08_demo.ipynb
 
 backbones: $(READY) ## pretrain the shipped small backbones again (two hours on 2 cores)
-	@$(BIN)/python -m lightmedvlm_utils run --to 01
 	@$(BIN)/python -m lightmedvlm_utils.pretrain $(ARGS)
 
 lint: $(READY) ## check style, format and types

@@ -14,7 +14,7 @@ from lightmedvlm_utils.model import backbones, lora
 from lightmedvlm_utils.model.processing import END_OF_TURN, IMAGE_TOKEN, REPORT_SYSTEM, REPORT_USER
 from lightmedvlm_utils.observations import FINDINGS, LABELS
 from lightmedvlm_utils.phantom.patients import sample_patients
-from lightmedvlm_utils.pretrain import language, vision
+from lightmedvlm_utils.pretrain import FIRST_SEED, language, vision
 from lightmedvlm_utils.settings import resolve
 
 
@@ -171,7 +171,7 @@ def test_augmentation_moves_image_and_masks_together():
 
 def test_pretraining_patients_are_not_the_courses():
     course = {p.anatomy_seed for p in sample_patients(50, 0)}
-    assert course.isdisjoint(p.anatomy_seed for p in sample_patients(50, vision.FIRST_SEED))
+    assert course.isdisjoint(p.anatomy_seed for p in sample_patients(50, FIRST_SEED))
 
 
 def test_the_swin_is_pretrained_by_several_processes_and_can_be_continued(tmp_path, monkeypatch):

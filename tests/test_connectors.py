@@ -8,10 +8,12 @@ import torch
 from torch import nn
 
 from lightmedvlm_utils.config import PROFILES
+from lightmedvlm_utils.data.descriptions import WORDS
 from lightmedvlm_utils.errors import UserError
 from lightmedvlm_utils.inference import Reporter
 from lightmedvlm_utils.model import connectors
 from lightmedvlm_utils.model.connectors import CONNECTORS, Connector, build_connector, profile_options, register
+from lightmedvlm_utils.model.connectors.base import Known
 
 PACKAGE = Path(connectors.__file__).parents[2]
 C, D = 24, 32
@@ -65,6 +67,24 @@ def test_what_a_connector_lacks_it_says_in_a_sentence(name, make_model):
         else:
             with pytest.raises(UserError, match=words):
                 ask()
+
+
+@pytest.mark.parametrize("name", ["mlp", "c-abstractor", "resampler"])
+def test_a_connector_without_disease_tokens_can_be_taught_the_labels(name, make_model):
+    """The head reads the labels from the tokens, so what it learns is in what the language model gets."""
+    torch.manual_seed(0)
+    model, _ = make_model(name, labels=True)
+    connector, features = model.connector, torch.randn(6, 49, 16)
+    states = (torch.rand(6, 14) < 0.3).float()
+    known = Known(states, torch.zeros(6, 14, len(WORDS)))
+    before, optimizer = connector(features), torch.optim.Adam(connector.parameters(), 1e-2)
+    for _ in range(60):
+        connector.disease_loss(features, known).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    connector.eval()
+    assert ((connector.disease_logits(features) > 0) == states.bool()).float().mean() > 0.95
+    assert not torch.allclose(connector(features), before, atol=1e-2)
 
 
 @pytest.mark.parametrize("profile", PROFILES)

@@ -16,7 +16,8 @@ from lightmedvlm_utils.learning.loop import parameter_groups, warm_up_diseases
 from lightmedvlm_utils.model.connectors import build_connector
 from lightmedvlm_utils.model.connectors.base import Known, Words, sine_positions
 from lightmedvlm_utils.model.connectors.evidence import Detector, enlarging
-from lightmedvlm_utils.model.connectors.sasa import SHARPNESS, detection_loss, word_shares
+from lightmedvlm_utils.model.connectors.losses import detection_loss
+from lightmedvlm_utils.model.connectors.sasa import SHARPNESS, word_shares
 from lightmedvlm_utils.observations import LABELS
 
 GRIDS, WIDTHS = ((12, 8), (6, 4), (3, 2)), (16, 32, 64)

@@ -16,7 +16,7 @@ from lightmedvlm_utils.model import lora
 from lightmedvlm_utils.model.configuration import LightMedVLMConfig
 from lightmedvlm_utils.model.connectors import STATES, build_connector
 from lightmedvlm_utils.model.connectors.base import Known, Words
-from lightmedvlm_utils.model.connectors.sasa import POSITIVE_WEIGHT, token_logits, token_loss
+from lightmedvlm_utils.model.connectors.losses import POSITIVE_WEIGHT, token_logits, token_loss
 from lightmedvlm_utils.model.modeling import LightMedVLM
 from lightmedvlm_utils.model.processing import END_OF_TURN, Processor
 from lightmedvlm_utils.observations import LABELS

@@ -1,6 +1,6 @@
 """Make the small shipped backbones anew: `make backbones`, or `python -m lightmedvlm_utils.pretrain vision`.
 
-The language model learns from the training split of a study table (notebook 01), the Swin from phantoms of its own.
+Both learn from phantom patients of their own, whom no run of the course ever draws.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--language-start", type=Path, help="folder of an earlier Qwen3 to go on to the last phase from"
     )
-    parser.add_argument("--patients", type=int, default=16000, help="phantom patients to render for the Swin")
+    parser.add_argument("--patients", type=int, default=16000, help="phantom patients to learn from")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that render and train")
     parser.add_argument("--cache", type=Path, default=outputs_root() / "backbones", help="where rendered phantoms lie")
-    parser.add_argument("--studies", type=Path, default=outputs_root() / "laptop/01_data_cleaning/studies.parquet")
     parser.add_argument("--target", type=Path, help="default: the package's own backbones folder")
     return parser.parse_args(arguments)
 
@@ -41,16 +40,11 @@ def make_vision(options: argparse.Namespace) -> dict:
 
 
 def make_language(options: argparse.Namespace) -> dict:
-    if not options.studies.is_file():
-        raise UserError(f"There is no study table {options.studies}; run `lightmedvlm run --to 01` first.")
-    import pandas as pd
-
     from lightmedvlm_utils.pretrain.language import PHASES, pretrain_language
 
-    studies = pd.read_parquet(options.studies)
     start = options.language_start
     target = (options.target or BACKBONES) / "qwen3"
-    return pretrain_language(studies, target, PHASES[-1:] if start else PHASES, start)
+    return pretrain_language(target, options.patients, PHASES[-1:] if start else PHASES, start)
 
 
 def main() -> int:

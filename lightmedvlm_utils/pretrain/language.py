@@ -1,4 +1,4 @@
-"""Pretrain the small Qwen3 and its tokenizer on the report text of a training split.
+"""Pretrain the small Qwen3 and its tokenizer on reports about phantom patients of its own.
 
 Stage 1 freezes the language model, so it must know two things beforehand, as Qwen3-0.6B does: how reports are
 worded, and how to put given facts into words. Facts are taught as bags of words: one token per fact, the sum of the
@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from lightmedvlm_utils.data.descriptions import WORDS, describe
-from lightmedvlm_utils.data.labels import ABSENT, label_sentence
+from lightmedvlm_utils.data.labels import ABSENT, label_reports, label_sentence
 from lightmedvlm_utils.data.questions import build_questions
+from lightmedvlm_utils.data.reports import clean_reports
 from lightmedvlm_utils.data.wordings import DEVICES, KINDS, wordings
 from lightmedvlm_utils.files import atomic_path
 from lightmedvlm_utils.model.connectors import STATES
@@ -41,6 +42,9 @@ from lightmedvlm_utils.model.processing import (
     token_id,
 )
 from lightmedvlm_utils.observations import LABELS
+from lightmedvlm_utils.phantom.patients import Study, sample_patients
+from lightmedvlm_utils.phantom.reports import write_report
+from lightmedvlm_utils.pretrain import FIRST_SEED
 
 SPECIAL_TOKENS = (PADDING, "<|im_start|>", END_OF_TURN, "<|vision_start|>", "<|vision_end|>", IMAGE_TOKEN)
 VOCABULARY = 1600
@@ -154,20 +158,38 @@ class FactReader:
         return result.masked_scatter(places[..., None], vectors)
 
 
+def report_table(patients: int, seed: int = FIRST_SEED) -> pd.DataFrame:
+    """Reports about that many phantom patients, cleaned and labelled as notebook 01 does it: a table of `study_id`,
+    `split` (the last twentieth of the patients validate), `images`, `report` and the 14 labels."""
+    rows, texts = [], []
+    for index, patient in enumerate(sample_patients(patients, seed)):
+        rng = np.random.default_rng([seed, patient.subject_id])
+        prior: Study | None = None
+        for study in patient.studies:
+            views = [{"view": view.position} for view in study.views if view.position != "LATERAL"]
+            rows.append((study.study_id, "validate" if 20 * index >= 19 * patients else "train", views))
+            texts.append(write_report(study, rng, prior))
+            prior = study
+    table = pd.DataFrame(rows, columns=["study_id", "split", "images"]).assign(report=clean_reports(texts)["report"])
+    return pd.concat([table, label_reports(table.report)], axis=1)[table.report != ""].reset_index(drop=True)
+
+
 def pretrain_language(
-    studies: pd.DataFrame,
     target: Path,
+    patients: int = 16_000,
     phases: Sequence[Phase] = PHASES,
     start: Path | None = None,
     batch_size: int = 16,
 ) -> dict:
-    """Train on reports and questions of a study table's training split; writes model and tokenizer to `target`.
+    """Train on reports about `patients` phantom patients and questions about them; writes model and tokenizer to
+    `target`.
 
     `start` is the folder of a Qwen3 that this function made, to continue from with `phases`. Questions in held-out
     wordings are never among the texts.
     """
+    studies = report_table(patients)
     train = studies[studies.split == "train"].reset_index(drop=True)
-    held_out = studies[studies.split == "validate"].reset_index(drop=True)
+    held_out = studies[studies.split == "validate"].head(200)
     questions = build_questions(train, per_study=16, seed=0, synthetic_minority=True)
     record: dict[str, Any] = {"reports_seen": 0, "questions_seen": 0}
     if start is None:
@@ -242,7 +264,10 @@ class _Lesson:
 
     def __init__(self, model: Qwen3ForCausalLM, processor: Processor, reader: FactReader, questions: dict):
         self.model, self.processor, self.reader = model, processor, reader
-        self.questions = {study_id: list(found.itertuples()) for study_id, found in questions.items()}
+        self.questions = {
+            study_id: {kind: list(rows.itertuples()) for kind, rows in found.groupby(["kind", "closed"])}
+            for study_id, found in questions.items()
+        }
         self.described: dict[int, np.ndarray] = {}
         self.weights = description_weights(processor.tokenizer)
 
@@ -252,19 +277,33 @@ class _Lesson:
         known, reports = self._facts(rows, rng, asked=False), list(rows.report)
         for row in np.flatnonzero(rng.random(len(reports)) < 0.5):
             reports[row] = mirrored(reports[row])
-            known[row] = [[(mirrored(phrase), share) for phrase, share in fact] for fact in known[row]]
+            known[row] = mirrored_facts(known[row])
         batch = self.processor.for_training([self.processor.report_prompt()] * len(rows), reports)
         return _text_loss(self.model, batch, self.reader, known, self.weights)
 
     def question_loss(self, rows: pd.DataFrame, rng: np.random.Generator) -> Tensor:
-        """Some questions about each study, each in one of its known wordings."""
+        """Some questions about each study, each in one of its known wordings; half of them mirrored, as reports are."""
         rows = rows[rows.study_id.isin(self.questions)]
         rows = rows.loc[rows.index.repeat(QUESTIONS_AT_ONCE)]
-        one = [self.questions[study_id][rng.integers(len(self.questions[study_id]))] for study_id in rows.study_id]
+        one = [self._question(study_id, rng) for study_id in rows.study_id]
         choices = [wordings(row.kind, row.subject, row.value, row.negated).known for row in one]
-        prompts = [self.processor.question_prompt(str(rng.choice(known))) for known in choices]
-        batch = self.processor.for_training(prompts, [row.answer for row in one])
-        return _text_loss(self.model, batch, self.reader, self._facts(rows, rng, asked=True), self.weights)
+        questions, answers = [str(rng.choice(known)) for known in choices], [row.answer for row in one]
+        known = self._facts(rows, rng, asked=True)
+        for row in np.flatnonzero(rng.random(len(one)) < 0.5):
+            questions[row], answers[row] = mirrored(questions[row]), mirrored(answers[row])
+            known[row] = mirrored_facts(known[row])
+        batch = self.processor.for_training([self.processor.question_prompt(text) for text in questions], answers)
+        return _text_loss(self.model, batch, self.reader, known, self.weights)
+
+    def _question(self, study_id: int, rng: np.random.Generator) -> Any:
+        """A question about the study; half of the time about a label's presence, else of any other kind, the rare
+        kinds as often as the others."""
+        by_kind = self.questions[study_id]
+        labels = [kind for kind in by_kind if kind[0] in ("presence", "normality")]
+        others = [kind for kind in by_kind if kind not in labels]
+        kinds = labels if labels and (not others or rng.random() < 0.5) else others
+        found = by_kind[kinds[rng.integers(len(kinds))]]
+        return found[rng.integers(len(found))]
 
     def _facts(self, rows: pd.DataFrame, rng: np.random.Generator, asked: bool) -> list[list[Fact]]:
         states = rows[list(LABELS)].to_numpy(dtype=float)
@@ -282,6 +321,11 @@ _OTHER_SIDE = {"left": "right", "right": "left", "Left": "Right", "Right": "Left
 def mirrored(text: str) -> str:
     """The same words about the other side."""
     return re.sub("left|right|Left|Right", lambda match: _OTHER_SIDE[match[0]], text)
+
+
+def mirrored_facts(known: Sequence[Fact]) -> list[Fact]:
+    """The same facts about the other side."""
+    return [[(mirrored(phrase), share) for phrase, share in fact] for fact in known]
 
 
 def description_weights(tokenizer: PreTrainedTokenizerBase) -> Tensor:

@@ -35,8 +35,8 @@ from lightmedvlm_utils.model.modeling import encoder_stages
 from lightmedvlm_utils.observations import FINDINGS
 from lightmedvlm_utils.phantom.images import render
 from lightmedvlm_utils.phantom.patients import Study, sample_patients, true_states, with_finding, without_finding
+from lightmedvlm_utils.pretrain import FIRST_SEED
 
-FIRST_SEED = 1_000_000  # course runs use small seeds
 IMAGE_SIZE, STORED_SIZE, GRID = 224, 256, 7
 ARCHITECTURE = "swin_tiny_patch4_window7_224"
 # Patches of 8 pixels give the 28 x 28 tokens that a 112-pixel image gives with patches of 4, for the same arithmetic,

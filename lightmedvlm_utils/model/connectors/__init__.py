@@ -17,9 +17,10 @@ from lightmedvlm_utils.config import Profile
 from lightmedvlm_utils.errors import UserError, no_such
 from lightmedvlm_utils.model.connectors.base import Connector
 from lightmedvlm_utils.model.connectors.c_abstractor import CAbstractor
+from lightmedvlm_utils.model.connectors.losses import STATES
 from lightmedvlm_utils.model.connectors.mlp import MLPConnector
 from lightmedvlm_utils.model.connectors.resampler import Resampler
-from lightmedvlm_utils.model.connectors.sasa import SASA, STATES
+from lightmedvlm_utils.model.connectors.sasa import SASA
 
 CONNECTORS: dict[str, type[Connector]] = {
     "sasa": SASA,

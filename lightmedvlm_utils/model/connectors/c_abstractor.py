@@ -12,15 +12,16 @@ import torch
 from timm.layers import LayerNorm2d, SqueezeExcite
 from torch import Tensor, nn
 
-from lightmedvlm_utils.model.connectors.base import Connector
+from lightmedvlm_utils.model.connectors.labelled import LabelledConnector
 
 
-class CAbstractor(Connector):
+class CAbstractor(LabelledConnector):
     """Local context in any number of tokens: the pooled grid keeps their order, Q = rows x columns.
 
     - `num_queries`: Q; the pooled grid is the squarest that has so many cells (20 is 4 x 5);
     - `depth`: blocks before and after the pooling;
-    - `output_scale`: factor on the normalized tokens.
+    - `output_scale`: factor on the normalized tokens;
+    - `labels`: whether it has a head that learns the 14 labels from its tokens.
     """
 
     title = "C-Abstractor"
@@ -33,6 +34,7 @@ class CAbstractor(Connector):
         num_queries: int = 64,
         depth: int = 3,
         output_scale: float = 1.0,
+        labels: bool = False,
     ):
         super().__init__()
         self.grid, self.num_output_tokens, self.output_scale = tuple(grid), num_queries, output_scale
@@ -43,6 +45,8 @@ class CAbstractor(Connector):
         self.after = nn.Sequential(*(_Bottleneck(vision_dim) for _ in range(depth)))
         self.project = nn.Sequential(nn.Linear(vision_dim, llm_dim), nn.SiLU(), nn.Linear(llm_dim, llm_dim))
         self.norm = nn.LayerNorm(llm_dim)
+        if labels:
+            self.add_label_head(llm_dim)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, N, C) -> (B, Q, D)."""

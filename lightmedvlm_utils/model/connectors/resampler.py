@@ -9,14 +9,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lightmedvlm_utils.model.connectors.base import Connector, check_heads, sine_positions
+from lightmedvlm_utils.model.connectors.base import check_heads, sine_positions
+from lightmedvlm_utils.model.connectors.labelled import LabelledConnector
 
 
-class Resampler(Connector):
+class Resampler(LabelledConnector):
     """Q free queries, each layer attending to the image and to each other, then thinking by themselves.
 
     - `num_queries`: Q; `num_layers` and `num_heads` of the attention;
-    - `output_scale`: factor on the normalized tokens.
+    - `output_scale`: factor on the normalized tokens;
+    - `labels`: whether it has a head that learns the 14 labels from its tokens.
     """
 
     title = "resampler"
@@ -31,6 +33,7 @@ class Resampler(Connector):
         num_heads: int = 8,
         dropout: float = 0.1,
         output_scale: float = 1.0,
+        labels: bool = False,
     ):
         super().__init__()
         check_heads(llm_dim, num_heads)
@@ -40,6 +43,8 @@ class Resampler(Connector):
         self.queries = nn.Parameter(torch.randn(num_queries, llm_dim) * 0.02)
         self.layers = nn.ModuleList(_Layer(llm_dim, num_heads, dropout) for _ in range(num_layers))
         self.norm = nn.LayerNorm(llm_dim)
+        if labels:
+            self.add_label_head(llm_dim)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, N, C) -> (B, Q, D)."""
