@@ -1,4 +1,4 @@
-"""The command line: `lightmedvlm run | config | report | vqa | check | import-thesis`.
+"""The command line: `lightmedvlm run | ablate | config | report | vqa | check | import-thesis`.
 
 Nothing heavy is imported before the arguments are understood, so that `--help` and mistakes answer at once.
 Exit codes: 0 done, 1 a defect, 2 something the user can put right, 130 interrupted.
@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"lightmedvlm {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_run(commands)
+    _add_ablate(commands)
     _add_config(commands)
     _add_report(commands)
     _add_vqa(commands)
@@ -102,6 +103,18 @@ def _add_run(commands) -> None:
         help="set a parameter of the notebooks that have it; repeatable",
     )
     run.set_defaults(command=_run)
+
+
+def _add_ablate(commands) -> None:
+    ablate = commands.add_parser(
+        "ablate",
+        help="train the course with one thing changed at a time, over seeds, and compare",
+        description="Train and measure every arm of an ablation with every seed; what is done already is kept.",
+    )
+    ablate.add_argument("file", metavar="FILE", help="YAML file that describes it, like those in benchmarks/ablations")
+    ablate.add_argument("--dry-run", action="store_true", help="say what would be trained, and stop there")
+    ablate.add_argument("--json", action="store_true", help="print the records as JSON, progress on stderr")
+    ablate.set_defaults(command=_ablate)
 
 
 def _add_config(commands) -> None:
@@ -200,9 +213,7 @@ def _run(arguments) -> int:
     from lightmedvlm_utils.course.kernel import NotebookFailed
     from lightmedvlm_utils.course.runner import run_course
 
-    def say(*texts, **options) -> None:
-        print(*texts, **options, file=sys.stderr if arguments.json else sys.stdout)
-
+    say = _speaker(arguments)
     names = [name for name, _ in arguments.parameters]
     repeated = {name for name in names if names.count(name) > 1}
     if repeated:
@@ -234,6 +245,29 @@ def _run(arguments) -> int:
     if arguments.json:
         print(json.dumps(record, indent=1))
     return 0
+
+
+def _ablate(arguments) -> int:
+    from lightmedvlm_utils.course.ablation import read_ablation, run_ablation
+    from lightmedvlm_utils.course.kernel import NotebookFailed
+
+    try:
+        records = run_ablation(read_ablation(arguments.file), arguments.dry_run, _speaker(arguments))
+    except NotebookFailed as failure:
+        print(f"\nlightmedvlm: {failure}", file=sys.stderr)
+        return 2 if failure.expected else 1
+    if arguments.json:
+        print(json.dumps(records, indent=1))
+    return 0
+
+
+def _speaker(arguments):
+    """Prints progress: on stderr where stdout is for JSON."""
+
+    def say(*texts, **options) -> None:
+        print(*texts, **options, file=sys.stderr if arguments.json else sys.stdout)
+
+    return say
 
 
 def _open(arguments):

@@ -92,7 +92,7 @@ class Profile(Settings):
     min_samples: Size
     balance: Literal["none", "cap", "thesis", "inverse-frequency"]
     # model
-    vision: Annotated[str, MinLen(1)]  # "small" (shipped), a timm name or a folder
+    vision: Annotated[str, MinLen(1)]  # "small" or "small-masked" (shipped), a timm name or a folder
     language_model: Annotated[str, MinLen(1)]  # "small" (shipped), a hub name or a folder
     image_size: Annotated[int, Ge(32)]
     max_views: Size

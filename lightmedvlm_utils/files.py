@@ -13,7 +13,10 @@ from functools import lru_cache
 from pathlib import Path
 
 BACKBONES = Path(__file__).resolve().parent / "backbones"
-SHIPPED_BACKBONES = {"vision": BACKBONES / "swin", "language_model": BACKBONES / "qwen3"}  # those called "small"
+SHIPPED_BACKBONES: dict[str, dict[str, Path]] = {  # by part and by the name that a profile calls them
+    "vision": {"small": BACKBONES / "swin", "small-masked": BACKBONES / "swin-masked"},
+    "language_model": {"small": BACKBONES / "qwen3"},
+}
 _ENDS = 1 << 16  # bytes of a file's head and of its tail that stand for all of it
 
 

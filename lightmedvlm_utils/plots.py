@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -172,6 +172,34 @@ def metric_bars(
         ax.set_xlim(left=0)
         ax.xaxis.set_major_locator(plt.MaxNLocator(4))
         ax.grid(axis="y", visible=False)
+    return figure
+
+
+def ablation(records: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> Figure:
+    """A panel per figure of an ablation, a row per arm: a small dot per seed, a large one their mean, filled where it
+    differs from the first arm's, whose dot is black (the interval of their difference does not hold 0)."""
+    arms = list(dict.fromkeys(record["arm"] for record in records))
+    shown = [figure for figure in titles if any(record["figure"] == figure for record in records)]
+    columns = 3
+    rows = -(-len(shown) // columns)
+    size = (WIDTH + 2, rows * (0.9 + 0.26 * len(arms)))
+    figure, axes = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False)
+    for ax in axes.flat[len(shown) :]:
+        ax.set_axis_off()
+    for ax, name in zip(axes.flat, shown, strict=False):
+        for record in [record for record in records if record["figure"] == name]:
+            place = len(arms) - 1 - arms.index(record["arm"])
+            differs = record.get("low") is not None and (record["low"] > 0 or record["high"] < 0)
+            first = record["arm"] == arms[0]
+            ax.plot(record["values"], [place] * len(record["values"]), ".", color=GRAY, markersize=4)
+            face = BLUE if first or differs else "white"
+            ax.plot(record["mean"], place, "o", color=BLACK if first else BLUE, markerfacecolor=face, markersize=7)
+            if first:
+                ax.axvline(record["mean"], color=BLACK, linewidth=0.8, linestyle=":")
+        ax.set_yticks(range(len(arms)), arms[::-1])
+        ax.set_title(titles[name])
+        ax.margins(x=0.12, y=0.1)
+        ax.xaxis.set_major_locator(plt.MaxNLocator(4))
     return figure
 
 

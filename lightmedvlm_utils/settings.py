@@ -34,11 +34,11 @@ def resolve(profile: str, given: Mapping[str, Any] | str | None = None) -> Profi
     Raises UserError for a name that is no setting, and for a value of the wrong type or out of range.
     """
     base = get_profile(profile)
-    given = _parsed(given, f"The settings {given!r} are") if isinstance(given, str) else given
+    given = parse_yaml(given, f"The settings {given!r} are") if isinstance(given, str) else given
     if not given:
         return base
     values = base.to_dict()
-    for name, value in _flat(given).items():
+    for name, value in flat(given).items():
         parent, _, last = name.rpartition(".")
         target = values
         for key in parent.split(".") if parent else ():
@@ -104,13 +104,13 @@ def from_file(path: Path | str) -> tuple[str, dict[str, Any]]:
         raise UserError(f"The settings file {path} cannot be read ({error.strerror}); check its name.") from error
     except UnicodeDecodeError as error:
         raise UserError(f"The settings file {path} is no UTF-8 text; write it as such.") from error
-    found = _parsed(text, f"The settings file {path} is")
+    found = parse_yaml(text, f"The settings file {path} is")
     profile = found.pop("profile", "")
-    return str(profile), _flat(found)
+    return str(profile), flat(found)
 
 
-def _parsed(text: str, what: str) -> dict[str, Any]:
-    """Settings written as YAML; UserError that begins with `what` where they are not."""
+def parse_yaml(text: str, what: str) -> dict[str, Any]:
+    """What is written as YAML in the form 'name: value'; UserError that begins with `what` where it is not."""
     import yaml
 
     try:
@@ -118,7 +118,7 @@ def _parsed(text: str, what: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise UserError(f"{what} no YAML ({' '.join(str(error).split())}); correct it.") from error
     if not isinstance(found, dict):
-        raise UserError(f"{what} not of the form 'name: value', as `lightmedvlm config` prints it; correct it.")
+        raise UserError(f"{what} not of the form 'name: value'; correct it.")
     return found
 
 
@@ -133,7 +133,7 @@ def to_yaml(profile: Profile) -> str:
     return yaml.safe_dump(nested, sort_keys=False, default_flow_style=None, width=110)
 
 
-def _flat(given: Mapping[str, Any]) -> dict[str, Any]:
+def flat(given: Mapping[str, Any]) -> dict[str, Any]:
     """Nested settings by dotted names; raises UserError for what is no setting."""
     if not isinstance(given, Mapping):
         raise UserError(f"Settings are given as {{name: value}}, not as {given!r}; correct them.")
@@ -143,7 +143,7 @@ def _flat(given: Mapping[str, Any]) -> dict[str, Any]:
         if name in _STAGES:
             if not isinstance(value, Mapping):
                 raise UserError(f"The setting {name} holds settings of its own; give one, like {name}.epochs.")
-            found |= _flat({f"{name}.{inner}": own for inner, own in value.items()})
+            found |= flat({f"{name}.{inner}": own for inner, own in value.items()})
         elif str(name) in known or str(name).startswith(f"{_OPEN}."):
             found[str(name)] = value
         else:

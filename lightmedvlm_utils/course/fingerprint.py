@@ -94,7 +94,7 @@ def setting_value(profile: Profile, name: str) -> Any:
 def backbone_identity(part: str, name: str) -> str:
     """Stands for a backbone's weights: every byte of a local folder, the commit of a cached hub repository, or the
     name alone where nothing is there yet."""
-    folder = SHIPPED_BACKBONES[part] if name == "small" else Path(name)
+    folder = SHIPPED_BACKBONES[part].get(name, Path(name))
     if folder.is_dir():
         files = [path for path in sorted(folder.iterdir()) if path.suffix in (".json", ".safetensors")]
         return digest({path.name: _weights_hash(path) for path in files})

@@ -12,7 +12,7 @@ from typing import Any
 from lightmedvlm_utils.config import Profile
 from lightmedvlm_utils.course.kernel import NotebookFailed, execute
 from lightmedvlm_utils.course.lessons import Notebook, checked_data_root, discover, resolve_parameters, select
-from lightmedvlm_utils.course.steps import check_run, lock, read_manifest, run_folder, why_stale
+from lightmedvlm_utils.course.steps import check_run, lock, read_manifest, run_folder, take_over, why_stale
 from lightmedvlm_utils.errors import UserError
 from lightmedvlm_utils.files import project_root, write_json
 from lightmedvlm_utils.settings import changes, describe, load_plugins, resolve
@@ -48,8 +48,11 @@ def run_course(
     settings: Mapping[str, Any] | None = None,
     dry: bool = False,
     say: Callable[..., None] = print,
+    donors: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Execute the notebooks `first` to `last` into `outputs/<run>/` and return what `run.json` records of them.
+
+    `donors` are folders of other runs, whose results are taken over as far as they are this run's too.
 
     With `dry` nothing is executed: the record's `plan` says what would be. Everything that can be checked beforehand
     is: names, types and ranges of all parameters and settings, profile, data set, connectors, and that nobody else is
@@ -78,6 +81,9 @@ def run_course(
     (folder / "notebooks").mkdir(parents=True, exist_ok=True)  # fails now rather than after the first notebook
     held = lock(folder, ".lock", "A run")
     try:
+        taken = take_over(folder, donors, values)
+        if taken:
+            say(f"taken over from other runs: {', '.join(taken)}")
         _announce(record, notebooks, values, folder, resolved, say)
         return _execute_all(record, notebooks, values, folder, say)
     finally:

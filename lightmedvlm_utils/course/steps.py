@@ -8,7 +8,9 @@ an interrupted one is never taken for done; one whose sources and files are as r
 from __future__ import annotations
 
 import json
+import os
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -286,12 +288,72 @@ def start_step(name: str, parameters: Mapping[str, Any], needs: Sequence[str] = 
     if reasons and (folder / MANIFEST).exists():
         print(f"the earlier result of {name} is redone: {', '.join(reasons)}")
         (folder / MANIFEST).unlink()
+        _unshare(folder)
     reads: set[str] = set()
     loaded = fingerprint.loaded_modules(profile.plugins)
     code = {module: file_code_hash(path) for module, path in loaded.items()}
     for line in describe(profile):
         print(f"setting {line}")
     return Step(name, parameters, inputs, root, profile, profile.noting(reads), not reasons, reads, code)
+
+
+def read_step(parameters: Mapping[str, Any]) -> Step:
+    """A run to read from, as a notebook with these parameters would find it; nothing of it is locked or written."""
+    parameters = dict(parameters)
+    profile = resolve(parameters["profile"], parameters.get("settings"))
+    load_plugins(profile.plugins)
+    root = run_folder(parameters.get("run_name", ""), parameters["profile"])
+    return Step("", parameters, {}, root, profile, profile, True, set(), {})
+
+
+def take_over(folder: Path, donors: Sequence[Path], values: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Take steps that the folder lacks over from other runs, as far as they are current for these parameters (by step,
+    in order) and were made from the same earlier results; returns their names.
+
+    Files become hard links where the file system has them.
+    """
+    taken: list[str] = []
+    for name, parameters in values.items():
+        if read_manifest(folder, name) is not None:
+            continue
+        donor = next((other for other in donors if _has(other, folder, name, parameters)), None)
+        if donor is None:
+            break  # what follows is made from this one
+        partial = folder / f".{name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(donor / name, partial, copy_function=_link, ignore=shutil.ignore_patterns(".lock"))
+        shutil.rmtree(folder / name, ignore_errors=True)
+        partial.rename(folder / name)
+        taken.append(name)
+    return taken
+
+
+def _has(donor: Path, folder: Path, name: str, parameters: Mapping[str, Any]) -> bool:
+    """Whether another run has the step as this one would make it."""
+    manifest = read_manifest(donor, name)
+    if manifest is None or why_stale(donor, name, parameters):
+        return False
+    own = {upstream: read_manifest(folder, upstream) for upstream in manifest["made_from"]["inputs"]}
+    return all(
+        (found := own[upstream]) is not None and found["fingerprint"] == was
+        for upstream, was in manifest["made_from"]["inputs"].items()
+    )
+
+
+def _link(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)
+    return target
+
+
+def _unshare(folder: Path) -> None:
+    """Let go of a stale step's files that another run has too: writing into one would change the other's. (Folders are
+    made anew beside the old ones and need no help.)"""
+    for path in folder.iterdir():
+        if path.is_file() and path.stat().st_nlink > 1:
+            path.unlink()
 
 
 def _input(root: Path, name: str, upstream: str, parameters: Mapping[str, Any], profile: Profile) -> dict[str, Any]:

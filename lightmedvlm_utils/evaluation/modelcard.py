@@ -103,7 +103,7 @@ def _limits(profile: Profile, dataset: str) -> str:
     text = _LIMITS.format(clinical=NOT_FOR_CLINICAL_USE) + (_PHANTOM_LIMIT if dataset == "phantom" else "")
     if profile.vision != "small":
         return text
-    shipped = json.loads((SHIPPED_BACKBONES["vision"] / "config.json").read_text(encoding="utf-8"))
+    shipped = json.loads((SHIPPED_BACKBONES["vision"]["small"] / "config.json").read_text(encoding="utf-8"))
     images = sum(run["training_images"] for run in shipped["pretraining"]["runs"])
     return text + _SMALL_LIMIT.format(images=images)
 

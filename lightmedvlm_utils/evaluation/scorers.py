@@ -235,6 +235,11 @@ class VQAScorer:
             rows += difference_records(gaps, **self._about(name, section, chosen))
         return rows
 
+    def draws(self, section: str, answers: Sequence[str], probability: Sequence[float] | None = None) -> metrics.Draws:
+        """Bootstrap draws of one section's metrics; empty where no question belongs to it."""
+        chosen = self._sections().get(section)
+        return {} if chosen is None else self._draws(chosen, answers, probability)
+
     def flips(self, system: str, again: Sequence[str], answers: Sequence[str], section: str) -> list[dict]:
         """Share of the yes/no questions answered otherwise when asked `again` in other words."""
         chosen = self.closed
@@ -278,25 +283,30 @@ class VQAScorer:
         return about | {"unit": "question", "n": int(chosen.sum())}
 
 
-def finding_records(
-    system: str, states: pd.DataFrame, probability: np.ndarray, patients: Sequence, samples: int = 1000, seed: int = 0
-) -> list[dict]:
-    """AUROC of per-label probabilities `(n, 14)` against label states, each label and their mean.
+def finding_draws(states: pd.DataFrame, probability: np.ndarray, weights: np.ndarray) -> metrics.Draws:
+    """AUROC of per-label probabilities `(n, 14)` against label states by label, and their mean as "all labels".
 
-    What the image part knows before any word is written: uncertain states are left out, label by label. Labels
-    that are present in none or all of the studies have no AUROC and are not part of the mean.
+    Uncertain states are left out, label by label. Labels that are present in none or all of the studies have no AUROC
+    and are not part of the mean; with none of the others there is nothing.
     """
-    weights = bootstrap_weights(patients, samples, seed)
-    about = {"system": system, "task": "findings", "unit": "study"}
-    rows, scores = [], []
+    found: metrics.Draws = {}
     for column, label in enumerate(LABELS):
         known = (states[label] != -1).to_numpy()
         truth = (states[label] == 1).to_numpy()[known]
         if truth.any() and not truth.all():
-            draws = metrics.probability_draws(truth, probability[known, column], weights[:, known])
-            scores.append(draws["auroc"])
-            rows += records({"auroc": draws["auroc"]}, section=label, n=int(known.sum()), **about)
-    if scores:
-        macro = {"macro_auroc": np.ma.masked_invalid(scores).mean(0).filled(np.nan)}
-        rows += records(macro, section="all labels", n=len(states), **about)
+            found[label] = metrics.probability_draws(truth, probability[known, column], weights[:, known])["auroc"]
+    if found:
+        found["all labels"] = np.ma.masked_invalid(list(found.values())).mean(0).filled(np.nan)
+    return found
+
+
+def finding_records(
+    system: str, states: pd.DataFrame, probability: np.ndarray, patients: Sequence, samples: int = 1000, seed: int = 0
+) -> list[dict]:
+    """Records of `finding_draws`: what the image part knows before any word is written."""
+    rows = []
+    for section, draws in finding_draws(states, probability, bootstrap_weights(patients, samples, seed)).items():
+        metric = "macro_auroc" if section == "all labels" else "auroc"
+        n = len(states) if section == "all labels" else int((states[section] != -1).sum())
+        rows += records({metric: draws}, system=system, task="findings", unit="study", section=section, n=n)
     return rows

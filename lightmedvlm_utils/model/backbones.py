@@ -25,7 +25,7 @@ from lightmedvlm_utils.model.modeling import LightMedVLM, build_encoder, load_st
 from lightmedvlm_utils.model.processing import IMAGE_TOKEN, Processor, token_id
 from lightmedvlm_utils.observations import LABELS
 
-SMALL_VISION, SMALL_LANGUAGE_MODEL = SHIPPED_BACKBONES["vision"], SHIPPED_BACKBONES["language_model"]
+SMALL_LANGUAGE_MODEL = SHIPPED_BACKBONES["language_model"]["small"]
 CONFIGURATIONS = {"Qwen/Qwen3-0.6B": BACKBONES / "qwen3-0.6b"}  # shipped without weights; timm knows its Swins itself
 
 
@@ -46,7 +46,8 @@ def from_backbones(
 ) -> tuple[LightMedVLM, Processor]:
     """A new model of two backbones with a fresh connector, and its processor.
 
-    `vision` is `"small"` (shipped), a Swin of timm or a folder; `llm` is `"small"`, a Qwen3 of the hub or a folder.
+    `vision` is `"small"` or `"small-masked"` (shipped), a Swin of timm or a folder; `llm` is `"small"`, a Qwen3 of the
+    hub or a folder.
     With `random_init` both are built at their size without weights and without a download. `tokenizer` is the
     language model's own unless another one is named; at random it need not know words, and the small one stands in
     for one that is not there. `image_size` in pixels is the encoder's own unless given. `connector_options` are
@@ -148,11 +149,11 @@ def load_vision(
 ) -> tuple[nn.Module, dict]:
     """A timm Swin without its classifier, and `{architecture, arguments, mean, std, interpolation}`.
 
-    `name` is `"small"`, a timm model name, or a folder with `config.json` and `model.safetensors`. A folder's image
-    size is its own; UserError where another is asked for.
+    `name` is `"small"` or `"small-masked"`, a timm model name, or a folder with `config.json` and `model.safetensors`.
+    A folder's image size is its own; UserError where another is asked for.
     """
-    folder = SMALL_VISION if name == "small" else Path(name)
-    if name == "small" or folder.is_dir():
+    folder = SHIPPED_BACKBONES["vision"].get(name, Path(name))
+    if name in SHIPPED_BACKBONES["vision"] or folder.is_dir():
         _require_files(folder, ("config.json", "model.safetensors"))
         vision = json.loads((folder / "config.json").read_text())
         size = vision["arguments"]["img_size"]

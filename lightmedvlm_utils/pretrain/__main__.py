@@ -1,6 +1,6 @@
 """Make the small shipped backbones anew: `make backbones`, or `python -m lightmedvlm_utils.pretrain vision`.
 
-Both learn from phantom patients of their own, whom no run of the course ever draws.
+All learn from phantom patients of their own, whom no run of the course ever draws.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from lightmedvlm_utils.files import BACKBONES, outputs_root
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m lightmedvlm_utils.pretrain", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=["vision", "language", "all"], default="all")
-    parser.add_argument("--vision-minutes", type=float, default=60, help="training time of the Swin")
+    parser.add_argument("what", nargs="?", choices=["vision", "masked", "language", "all"], default="all")
+    parser.add_argument("--vision-minutes", type=float, default=60, help="training time of each Swin")
     parser.add_argument("--start", type=Path, help="folder of an earlier Swin to continue from, instead of anew")
     parser.add_argument(
         "--language-start", type=Path, help="folder of an earlier Qwen3 to go on to the last phase from"
@@ -39,6 +39,15 @@ def make_vision(options: argparse.Namespace) -> dict:
     return pretrain_vision(run)
 
 
+def make_masked(options: argparse.Namespace) -> dict:
+    from lightmedvlm_utils.pretrain.masked import MaskedRun, pretrain_masked
+    from lightmedvlm_utils.pretrain.vision import render_phantoms
+
+    render_phantoms(options.cache, options.patients, options.workers)
+    target = (options.target or BACKBONES) / "swin-masked"
+    return pretrain_masked(MaskedRun(target, options.cache, options.vision_minutes / 2))
+
+
 def make_language(options: argparse.Namespace) -> dict:
     from lightmedvlm_utils.pretrain.language import PHASES, pretrain_language
 
@@ -50,7 +59,7 @@ def make_language(options: argparse.Namespace) -> dict:
 def main() -> int:
     options = parse()
     try:
-        for name, make in (("language", make_language), ("vision", make_vision)):
+        for name, make in (("language", make_language), ("vision", make_vision), ("masked", make_masked)):
             if options.what in (name, "all"):
                 print(json.dumps({name: make(options)}, indent=1))
     except UserError as error:

@@ -211,7 +211,7 @@ class Pretraining(nn.Module):
         self.heads = FindingHeads([info["num_chs"] for info in self.encoder.feature_info], kinds)
 
     def forward(self, pixels: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
-        with _autocast():
+        with autocast():
             stages = encoder_stages(self.encoder, pixels, len(self.encoder.feature_info))
             places, presence, kind = self.heads(list(stages))
         return [place.float() for place in places], presence.float(), kind.float()
@@ -261,7 +261,7 @@ def _train_worker(rank: int, run: VisionRun, train: dict[str, Tensor], held_out:
     encoder, earlier = _first_encoder(run.start)
     model = DistributedDataParallel(Pretraining(encoder, train["kinds"].shape[1]))
     optimizer = torch.optim.AdamW(model.parameters(), lr=run.peak, weight_decay=0.05)
-    state = _State(run.cache / "state.safetensors", model, optimizer)
+    state = TrainingState(run.cache / "state.safetensors", model, optimizer)
     seen, before = state.load()
     order = torch.Generator().manual_seed(seen)
     torch.manual_seed(1 + rank + seen)  # but its own augmentation and dropout
@@ -275,7 +275,7 @@ def _train_worker(rank: int, run: VisionRun, train: dict[str, Tensor], held_out:
         this = {"images_seen": seen, "minutes": round(minutes(), 1), "training_images": len(train["images"])}
         by_finding = dict(zip(FINDINGS, scores.round(4).tolist(), strict=True))
         written = {"held_out_auroc": round(float(scores.mean()), 4), "held_out_auroc_by_finding": by_finding}
-        _write(encoder, run.target, {**written, "runs": [*earlier, {**this, "peak_lr": run.peak}]})
+        write(encoder, run.target, {**written, "runs": [*earlier, {**this, "peak_lr": run.peak}]})
         print(f"{progress.item():4.0%}  {seen:7d} images  AUROC {scores.mean():.3f}", flush=True)
 
     while progress < 1:
@@ -303,7 +303,7 @@ def _train_worker(rank: int, run: VisionRun, train: dict[str, Tensor], held_out:
     dist.destroy_process_group()
 
 
-class _State:
+class TrainingState:
     """What a stopped run needs to go on: weights, heads, the optimizer's moments, and how far it was."""
 
     def __init__(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer):
@@ -339,7 +339,7 @@ def _train_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict[
     optimizer.zero_grad()
 
 
-def _autocast() -> torch.autocast:
+def autocast() -> torch.autocast:
     """bfloat16 where the processor multiplies it in hardware: nearly twice as fast."""
     return torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported())
 
@@ -358,7 +358,7 @@ def _load(paths: list[Path]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _write(encoder: nn.Module, target: Path, record: dict) -> None:
+def write(encoder: nn.Module, target: Path, record: dict) -> None:
     """Half precision halves the file; the encoder is read back to float32."""
     Path(target).mkdir(parents=True, exist_ok=True)
     weights = {
