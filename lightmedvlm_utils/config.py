@@ -97,6 +97,7 @@ class Profile(Settings):
     image_size: Annotated[int, Ge(32)]
     max_views: Size
     num_queries: Size  # of every connector that chooses its number of tokens
+    finding_boxes: str = ""  # folder of MS-CXR or Chest ImaGenome, for mask_share and for the maps of notebook 07
     connector_options: dict[str, dict[str, Any]] = field(default_factory=dict)  # by the connector's name
     match_output_scale: bool = False  # connector tokens as large as word embeddings
     random_init: bool = False  # build the backbones at their size without weights, to rehearse a run

@@ -18,7 +18,7 @@ from lightmedvlm_utils.errors import UserError
 
 _STAGES = ("stage1", "stage2", "stage3")
 _OPEN = "connector_options"  # its keys are the connectors' own; they know which options they have
-_PATHS = ("vision", "language_model")
+_PATHS = ("vision", "language_model", "finding_boxes")
 
 
 def names() -> list[str]:
@@ -191,5 +191,5 @@ def _leaf(values: Any, name: str) -> Any:
 
 def _absolute(value: Any) -> Any:
     """A local folder by its full path, since notebooks run in another folder; any other name as it is."""
-    folder = Path(value).expanduser() if isinstance(value, str) else None
+    folder = Path(value).expanduser() if isinstance(value, str) and value else None
     return str(folder.resolve()) if folder and folder.is_dir() else value

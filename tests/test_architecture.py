@@ -33,7 +33,15 @@ LAYERS = (
     ("__main__",),
 )
 NEED_NO_LEDGER = ("model", "phantom", "plots", "data", "evaluation", "learning", "inference")
-NEED_TORCH = ("model", "learning", "inference", "course.stages", "pretrain", "__main__")  # the last runs the program
+NEED_TORCH = (
+    "model",
+    "learning",
+    "inference",
+    "course.stages",
+    "course.measure",
+    "pretrain",
+    "__main__",
+)  # the last runs the program
 HEAVY = ("torch", "transformers", "timm", "peft", "umap", "hdbscan", "sklearn", "matplotlib", "pandas", "papermill")
 MAX_FUNCTION_LINES = 55
 

@@ -7,13 +7,12 @@ depend on the patients and the seed alone: those of two runs on the same patient
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from lightmedvlm_utils import inference
-from lightmedvlm_utils.course.stages import STEPS, study_features
+from lightmedvlm_utils.course.stages import STEPS, finding_masks, study_features
 from lightmedvlm_utils.course.steps import Step
 from lightmedvlm_utils.data.labels import label_reports
 from lightmedvlm_utils.data.questions import build_questions, normalize_answers
@@ -25,7 +24,6 @@ from lightmedvlm_utils.evaluation.facts import fact_draws
 from lightmedvlm_utils.evaluation.localization import localization_table, mean_masks
 from lightmedvlm_utils.evaluation.scorers import VQAScorer, finding_draws
 from lightmedvlm_utils.observations import FINDINGS
-from lightmedvlm_utils.phantom.dataset import read_masks
 
 # Every figure and its title, in the order of tables.
 FIGURES = {
@@ -107,12 +105,11 @@ def _place_figures(
     step: Step, reporter: inference.Reporter, train: pd.DataFrame, shown: pd.DataFrame
 ) -> dict[str, metrics.Draws]:
     """The pointing game of the connector's maps and of the usual place, where true masks are known."""
-    root = step.data_root
-    if step.dataset != "phantom" or root is None or not reporter.model.connector.has_attention_maps:
+    masks = finding_masks(step, shown) if reporter.model.connector.has_attention_maps else []
+    if not any(masks):
         return {}
     frontal = [images[0]["path"] for images in shown["images"]]
-    masks = [read_masks(root, Path(path).stem) for path in frontal]
-    usual = mean_masks(read_masks(root, Path(images[0]["path"]).stem) for images in train["images"])
+    usual = mean_masks(finding_masks(step, train))
     patients = shown["subject_id"].to_numpy()
     maps = [reporter.attention(seen) for seen in reporter.features(frontal)]
     other = other_patient(patients, step.seed).tolist()

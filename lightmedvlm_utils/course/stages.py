@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from lightmedvlm_utils.course.steps import Step
+from lightmedvlm_utils.data.boxes import box_masks, read_boxes
+from lightmedvlm_utils.data.images import image_size
 from lightmedvlm_utils.data.questions import build_questions
 from lightmedvlm_utils.data.vqa_sets import VQASet, read_vqa
 from lightmedvlm_utils.errors import UserError
@@ -144,11 +146,40 @@ def stage_examples(step: Step, number: int, studies: pd.DataFrame, processor: Pr
     return questions
 
 
-def run_stage(step: Step, number: int, connector: str, training: pd.DataFrame, validation: pd.DataFrame) -> StageResult:
+class WarmUp(NamedTuple):
+    """What the disease warm-up of a stage has made: the model, and the mean loss of each epoch."""
+
+    model: LightMedVLM
+    losses: list[float]
+
+
+def warm_up(step: Step, number: int, connector: str, training: pd.DataFrame) -> WarmUp | None:
+    """The disease warm-up with which a stage begins, done on the model that the stage starts from; None where the stage
+    or the connector has none."""
+    profile, settings = step.profile, step.profile.stage(number)
+    model, processor = start_of_stage(step, number, connector)
+    if not (settings.disease_warmup and model.connector.has_disease_head):
+        return None
+    store = image_store(step, number, training, model, processor)
+    rows = training[training.split == "train"]
+    examples = report_examples(rows, processor)
+    if settings.mask_share:
+        examples = with_masks(step, examples, rows, settings.mask_share)
+    return WarmUp(model, warm_up_diseases(model, processor, examples, store, settings, step.seed, profile.precision))
+
+
+def run_stage(
+    step: Step,
+    number: int,
+    connector: str,
+    training: pd.DataFrame,
+    validation: pd.DataFrame,
+    warm: WarmUp | None = None,
+) -> StageResult:
     """Train one stage of one connector and save it, or load it where the step is up to date.
 
     `training` and `validation` are study tables; only their train and validate rows are used. With a disease warm-up
-    the history starts with two records of step 0, from before and after it.
+    (`warm`, if it has been done already) the history starts with two records of step 0, from before and after it.
     """
     folder = step.folder / connector
     history_path = step.folder / f"{connector}_history.json"
@@ -162,15 +193,13 @@ def run_stage(step: Step, number: int, connector: str, training: pd.DataFrame, v
     if number == 3:
         store = with_published_images(step, store, model, processor)
     held_out = stage_examples(step, number, validation, processor, "validate")
-    history = []
     examples = stage_examples(step, number, training, processor, "train")
-    if settings.disease_warmup and model.connector.has_disease_head:
+    history = []
+    warm = warm or warm_up(step, number, connector, training)
+    if warm is not None:
         history = [{"step": 0, "epoch": 0, **evaluate_loss(model, processor, held_out, store, profile.precision)}]
-        studies = report_examples(training[training.split == "train"], processor)
-        if settings.mask_share:
-            studies = with_masks(step, studies, training, settings.mask_share)
-        losses = warm_up_diseases(model, processor, studies, store, settings, step.seed, profile.precision)
-        print(f"disease warm-up: loss {losses[0]:.3f} in its first epoch, {losses[-1]:.3f} in its last")
+        model.connector.load_state_dict(warm.model.connector.state_dict())
+        print(f"disease warm-up: loss {warm.losses[0]:.3f} in its first epoch, {warm.losses[-1]:.3f} in its last")
     history += train(model, processor, examples, store, settings, held_out, step.seed, profile.precision)
     save_checkpoint(model, processor, folder)
     write_json(history_path, history)
@@ -178,20 +207,45 @@ def run_stage(step: Step, number: int, connector: str, training: pd.DataFrame, v
 
 
 def with_masks(step: Step, examples: Sequence[Example], studies: pd.DataFrame, share: float) -> list[Example]:
-    """A share of the examples with the true masks of their findings, the others as they are; UserError for a data set
-    that has none."""
-    root = step.data_root
-    if step.dataset != "phantom" or root is None:
-        raise UserError(f"The data set {step.dataset} has no finding masks here; set stage1.mask_share to 0.")
-    rng = np.random.default_rng(step.seed)
-    films = {
-        study_id: Path(images[0]["path"]).stem
-        for study_id, images in zip(studies.study_id, studies.images, strict=True)
-    }
-    drawn = set(rng.permutation(len(examples))[: round(share * len(examples))])
+    """The examples, a share of those whose findings somebody has outlined with their masks; UserError for a data set
+    without any."""
+    masks = dict(zip(studies.study_id, finding_masks(step, studies), strict=True))
+    if not any(masks.values()):
+        raise UserError(
+            f"The data set {step.dataset} has no finding masks here; set stage1.mask_share to 0, or finding_boxes to "
+            "MS-CXR's or Chest ImaGenome's folder."
+        )
+    outlined = [study_id for study_id in dict.fromkeys(studies.study_id) if masks[study_id]]
+    order = np.random.default_rng(step.seed).permutation(len(outlined))
+    drawn = {outlined[i] for i in order[: round(share * len(outlined))]}
+    print(f"masks: {len(drawn)} of the {len(outlined)} studies that have any")
     return [
-        replace(example, masks=_mask_stack(read_masks(root, films[example.study_id]))) if i in drawn else example
-        for i, example in enumerate(examples)
+        replace(example, masks=_mask_stack(masks[example.study_id])) if example.study_id in drawn else example
+        for example in examples
+    ]
+
+
+def finding_masks(step: Step, studies: pd.DataFrame) -> list[dict[str, np.ndarray]]:
+    """Where the findings of each study's first image are, as far as it is known: label -> (MASK_SIZE, MASK_SIZE) bool,
+    in the frame that the encoder sees.
+
+    Phantoms know it themselves; of other data sets those that the setting `finding_boxes` has boxes of. What could not
+    be read of those is counted.
+    """
+    paths = [images[0]["path"] if len(images) else "" for images in studies.images]
+    films = [Path(path).stem for path in paths]
+    root, boxes_path = step.data_root, step.profile.finding_boxes
+    if step.dataset == "phantom" and root is not None:
+        return [read_masks(root, film) for film in films]
+    if not boxes_path:
+        return [{} for _ in films]
+    boxes, skipped = read_boxes(boxes_path, films)
+    for reason, count in skipped["reason"].value_counts().items():
+        print(f"{boxes_path}: skipped {count}, {reason}")
+    by_film = dict(list(boxes.groupby("dicom_id")))
+    return [
+        box_masks(by_film[film], image_size(path), MASK_SIZE) if film in by_film else {}
+        for film, path in zip(films, paths, strict=True)
     ]
 
 

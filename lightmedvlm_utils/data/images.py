@@ -41,6 +41,20 @@ def read_image(path: str | Path) -> np.ndarray:
     return image
 
 
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) of what `read_image` returns; of a PNG or JPEG without decoding it."""
+    path = Path(path)
+    if not _first_bytes(path).startswith(_RASTER_MARKS):
+        height, width = read_image(path).shape
+        return height, width
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(0x0112, 1) >= 5  # EXIF's orientation: rows and columns are swapped
+            return (image.width, image.height) if turned else (image.height, image.width)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UserError(f"{path} is damaged ({_reason(error)}); copy or {_EXPORT_HINT}.") from error
+
+
 def enlarge(attention: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """A map `(h, w)` brought to `shape` by bilinear interpolation between cell centers."""
     from scipy.ndimage import zoom

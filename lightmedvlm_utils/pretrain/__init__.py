@@ -1,4 +1,4 @@
-"""Makes the small shipped backbones: a Swin pretrained on phantoms and a Qwen3 pretrained on report text.
+"""Makes the small shipped backbones: a Swin pretrained on phantoms and a Qwen3 pretrained on reports about them.
 
 They stand in for the ImageNet Swin and for Qwen3-0.6B where there is no download and no GPU.
 """
