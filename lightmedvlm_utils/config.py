@@ -90,7 +90,7 @@ class Profile(Settings):
     phantom_size: Annotated[int, Ge(32)]
     min_cluster_size: Annotated[int, Ge(2)]
     min_samples: Size
-    balance: Literal["none", "cap", "thesis", "inverse-frequency"]
+    balance: Literal["none", "cap", "thesis", "inverse-frequency", "random"]
     # model
     vision: Annotated[str, MinLen(1)]  # "small" or "small-masked" (shipped), a timm name or a folder
     language_model: Annotated[str, MinLen(1)]  # "small" (shipped), a hub name or a folder

@@ -1,6 +1,7 @@
 """`lightmedvlm ablate`: what a file may say, what runs share, and what is said of differences."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from lightmedvlm_utils.cli import main
 from lightmedvlm_utils.course.ablation import Ablation, Arm, _records, format_records, read_ablation
 from lightmedvlm_utils.course.runner import run_course
 from lightmedvlm_utils.errors import UserError
+from lightmedvlm_utils.model.connectors import check_options
+from lightmedvlm_utils.settings import resolve
 
 FILE = """
 profile: smoke
@@ -122,3 +125,10 @@ def test_a_folder_of_a_run_is_no_place_for_an_ablation(project):
 
     with pytest.raises(UserError, match="holds a run"):
         run_ablation(read_ablation(project / "taken.yaml"))
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "benchmarks/ablations").glob("*.yaml")))
+def test_the_ablations_of_the_course_can_be_run(path):
+    ablation = read_ablation(path)
+    for arm in ablation.arms:
+        check_options(arm.connector, resolve(ablation.profile, arm.settings))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 from lightmedvlm_utils.config import get_profile
@@ -14,7 +15,7 @@ from lightmedvlm_utils.model import backbones, lora
 from lightmedvlm_utils.model.processing import END_OF_TURN, IMAGE_TOKEN, REPORT_SYSTEM, REPORT_USER
 from lightmedvlm_utils.observations import FINDINGS, LABELS
 from lightmedvlm_utils.phantom.patients import sample_patients
-from lightmedvlm_utils.pretrain import FIRST_SEED, language, vision
+from lightmedvlm_utils.pretrain import FIRST_SEED, language, masked, vision
 from lightmedvlm_utils.settings import resolve
 
 
@@ -185,3 +186,32 @@ def test_the_swin_is_pretrained_by_several_processes_and_can_be_continued(tmp_pa
         assert len(record["runs"]) == runs and record["runs"][-1]["images_seen"] >= 4
     encoder, _ = backbones.load_vision(str(tmp_path / "swin"))
     assert encoder.forward_features(torch.zeros(1, 3, vision.IMAGE_SIZE, vision.IMAGE_SIZE)).shape == (1, 7, 7, 192)
+
+
+def test_hidden_squares_are_filled_in_from_what_is_seen():
+    encoder = timm.create_model(vision.ARCHITECTURE, num_classes=0, **vision.ARGUMENTS)
+    model, hidden = masked.MaskedImages(encoder).eval(), masked.hide(2, torch.Generator().manual_seed(0))
+    assert hidden.float().mean().item() == pytest.approx(masked.HIDDEN, abs=0.01)
+    pixels = torch.randn(2, 1, 224, 224).expand(-1, 3, -1, -1)
+    covered = hidden.repeat_interleave(masked.SQUARE, 1).repeat_interleave(masked.SQUARE, 2)[:, None]
+    other = torch.where(covered, torch.randn_like(pixels), pixels)
+    with torch.no_grad():
+        assert torch.equal(model.painted(pixels, hidden), model.painted(other, hidden))
+        assert not torch.equal(model(pixels, hidden), model(other, hidden)), "what is hidden is what is asked"
+
+
+def test_the_swin_learns_without_labels(tmp_path, monkeypatch):
+    monkeypatch.setattr(vision, "_CHUNK", 2)
+    for chunk in range(2):
+        vision.render_chunk(tmp_path, chunk)
+    record = masked.pretrain_masked(masked.MaskedRun(tmp_path / "swin", tmp_path, 0.001, batch_size=4))
+    assert record["runs"][0]["images_seen"] >= 4 and record["held_out_error"] > 0
+    encoder, _ = backbones.load_vision(str(tmp_path / "swin"))
+    assert encoder.forward_features(torch.zeros(1, 3, vision.IMAGE_SIZE, vision.IMAGE_SIZE)).shape == (1, 7, 7, 192)
+
+
+def test_reports_to_learn_from_are_labelled_and_of_nobody_in_the_course():
+    table = language.report_table(40)
+    assert list(table[list(LABELS)].columns) == list(LABELS) and (table.report != "").all()
+    assert set(table.split) == {"train", "validate"} and table.study_id.is_unique
+    assert table.report.str.contains("Impression:").mean() > 0.8

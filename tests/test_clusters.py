@@ -159,6 +159,13 @@ def test_inverse_frequency_lifts_rare_labels(train):
     assert after[before.idxmin()] > 1.5 * before.min()
 
 
+def test_random_is_as_small_as_cap_and_no_more_balanced(train):
+    balanced = balance(train, "random", 0, cap=0.02)
+    assert len(balanced) == len(balance(train, "cap", 0, cap=0.02)) < len(train) and balanced["study_id"].is_unique
+    before, after = ((frame[list(LABELS)] == 1).mean() for frame in (train, balanced))
+    assert (after - before).abs().max() < 0.05
+
+
 def test_balance_table_and_errors(train):
     counts = balance_table(train, 0)
     assert list(counts.index) == ["Studies", "Distinct studies", *LABELS]

@@ -1,4 +1,4 @@
-"""Balancing the training split with the clusters: four strategies, and what each does to every label."""
+"""Balancing the training split with the clusters: five strategies, and what each does to every label."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pandas as pd
 from lightmedvlm_utils.errors import UserError
 from lightmedvlm_utils.observations import LABELS
 
-STRATEGIES = ("none", "cap", "thesis", "inverse-frequency")
+STRATEGIES = ("none", "cap", "thesis", "inverse-frequency", "random")
 # The thesis dropped 50,000 of the 61,228 studies in its "No Finding" cluster.
 _THESIS_SHARE = 50_000 / 61_228
 _MAX_WEIGHT = 10.0  # in inverse-frequency sampling no study counts more than this many times the average
@@ -23,6 +23,7 @@ def balance(train: pd.DataFrame, strategy: str = "cap", seed: int = 0, cap: floa
     - "thesis": drops all noise and 82 % of the clustered No Finding studies, as the thesis did.
     - "inverse-frequency": as many rows as before, drawn with repetition, the rarer a study's rarest label the
       more often.
+    - "random": as many rows as "cap" keeps, any of them: what fewer studies do without any balance.
     - "none": the split as it is.
 
     Rows come sorted by study_id; the result depends on the studies and the seed, not on the order of the rows.
@@ -36,11 +37,13 @@ def balance(train: pd.DataFrame, strategy: str = "cap", seed: int = 0, cap: floa
     train = train.sort_values("study_id", kind="stable", ignore_index=True)
     rng = np.random.default_rng(seed)
     rows = np.arange(len(train))
-    if strategy == "cap":
+    if strategy in ("cap", "random"):
         rows = _cap(train, rng, max(1, round(cap * len(train))))
-    elif strategy == "thesis":
+    if strategy == "random":
+        rows = rng.permutation(len(train))[: len(rows)]
+    if strategy == "thesis":
         rows = _thesis(train, rng)
-    elif strategy == "inverse-frequency":
+    if strategy == "inverse-frequency":
         rows = _inverse_frequency(train, rng)
     return train.iloc[np.sort(rows)].reset_index(drop=True)
 

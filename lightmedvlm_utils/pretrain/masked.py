@@ -36,8 +36,8 @@ HIDDEN = 0.6  # share of the squares
 
 
 class MaskedImages(nn.Module):
-    """Encoder and painter: (B, 3, S, S) and which squares are hidden (B, S / SQUARE, S / SQUARE) -> mean error of the
-    hidden pixels."""
+    """Encoder and painter: (B, 3, S, S) and which squares are hidden (B, S / SQUARE, S / SQUARE), bool -> mean absolute
+    error of the hidden pixels."""
 
     encoder: Any  # a Swin of timm
 
@@ -51,13 +51,16 @@ class MaskedImages(nn.Module):
         self.paint = nn.Linear(last["num_chs"], self.reduction**2)
 
     def forward(self, pixels: Tensor, hidden: Tensor) -> Tensor:
+        error = (self.painted(pixels, hidden) - pixels[:, :1]).abs()  # the channels are alike
+        return error[_enlarged(hidden, SQUARE)[:, None]].mean()
+
+    def painted(self, pixels: Tensor, hidden: Tensor) -> Tensor:
+        """(B, 1, S, S): the image as the encoder makes it out from what is not hidden."""
         with autocast():
             patches = self.encoder.patch_embed(pixels)  # (B, H, W, C)
             covered = _enlarged(hidden, SQUARE // self.patch)[..., None]
             tokens = self.encoder.norm(self.encoder.layers(torch.where(covered, self.token.to(patches), patches)))
-            painted = nn.functional.pixel_shuffle(self.paint(tokens).permute(0, 3, 1, 2), self.reduction)
-        error = (painted.float() - pixels[:, :1]).abs()  # the channels are alike
-        return error[_enlarged(hidden, SQUARE)[:, None]].mean()
+            return nn.functional.pixel_shuffle(self.paint(tokens).permute(0, 3, 1, 2), self.reduction).float()
 
 
 def _enlarged(grid: Tensor, times: int) -> Tensor:
