@@ -106,6 +106,38 @@ def attention_overlay(
         ax.contour(x, y, mask.astype(float), levels=[0.5], colors=[SKY], linewidths=1.5)
 
 
+def attention_grid(panels: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray | None, str]]) -> Figure:
+    """Two rows of three `attention_overlay`s (image, map, mask or None, title); places without one stay empty."""
+    figure, axes = plt.subplots(2, 3, figsize=(WIDTH, 5.8))
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for ax, panel in zip(axes.flat, panels, strict=False):
+        attention_overlay(ax, *panel)
+    return figure
+
+
+def causes(
+    films: Sequence[np.ndarray], maps: Sequence[np.ndarray], removed: Mapping[str, Any], hidden: pd.DataFrame
+) -> Figure:
+    """A film with a finding and without it, each under the finding's map, and what hiding a map's peak does.
+
+    `removed` is a row of `causes.counterfactual_table`, `hidden` a `causes.occlusion_table`, whose falls of the logit
+    are averaged by label.
+    """
+    figure, axes = plt.subplots(1, 3, figsize=(WIDTH + 1, 3.2), width_ratios=(1, 1, 1.2))
+    for ax, film, shown, which, when in zip(axes, films, maps, ("with", "without"), ("before", "after"), strict=False):
+        attention_overlay(ax, film, shown, title=f"{which} {removed['label']}, probability {removed[when]:.2f}")
+    falls = hidden.groupby("label")[["own", "shifted", "random"]].mean()
+    places = np.arange(len(falls))[::-1]
+    for column, color, marker in zip(falls, (BLUE, ORANGE, GRAY), "oDs", strict=True):
+        axes[2].scatter(falls[column], places, color=color, marker=marker, s=24, label=column)
+    axes[2].axvline(0, color=BLACK, linewidth=0.8)
+    axes[2].set_yticks(places, list(falls.index))
+    axes[2].set_xlabel("fall of the logit, square hidden at")
+    axes[2].legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=3, columnspacing=0.8, handletextpad=0.1)
+    return figure
+
+
 # -------------------------------------------------------------------------------------------------- curves
 
 
