@@ -69,6 +69,10 @@ _SMALL_LIMIT = (
     "- The small encoder was pretrained on the labels, kinds and masks of {images:,} images of other phantoms: it has "
     "been told more than ImageNet tells an encoder.\n"
 )
+_MASKED_LIMIT = (
+    "- The small encoder was pretrained on {images:,} images of other phantoms by filling in what was hidden; it "
+    "was told of no finding.\n"
+)
 _PHANTOM_LIMIT = "- Trained on synthetic phantoms: it knows nothing about real patients.\n"
 
 
@@ -101,11 +105,12 @@ def model_card(
 
 def _limits(profile: Profile, dataset: str) -> str:
     text = _LIMITS.format(clinical=NOT_FOR_CLINICAL_USE) + (_PHANTOM_LIMIT if dataset == "phantom" else "")
-    if profile.vision != "small":
+    if profile.vision not in SHIPPED_BACKBONES["vision"]:
         return text
-    shipped = json.loads((SHIPPED_BACKBONES["vision"]["small"] / "config.json").read_text(encoding="utf-8"))
+    shipped = json.loads((SHIPPED_BACKBONES["vision"][profile.vision] / "config.json").read_text(encoding="utf-8"))
     images = sum(run["training_images"] for run in shipped["pretraining"]["runs"])
-    return text + _SMALL_LIMIT.format(images=images)
+    told = "held_out_auroc" in shipped["pretraining"]
+    return text + (_SMALL_LIMIT if told else _MASKED_LIMIT).format(images=images)
 
 
 def record_table(
