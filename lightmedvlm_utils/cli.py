@@ -1,7 +1,8 @@
 """The command line: `lightmedvlm run | ablate | config | report | vqa | check | import-thesis`.
 
 Nothing heavy is imported before the arguments are understood, so that `--help` and mistakes answer at once.
-Exit codes: 0 done, 1 a defect, 2 something the user can put right, 130 interrupted.
+Exit codes: 0 done, 1 a defect, 2 something the user can put right, 130 interrupted, 143 told to stop
+(SIGTERM).
 """
 
 from __future__ import annotations
@@ -241,7 +242,7 @@ def _run(arguments) -> int:
         )
     except NotebookFailed as failure:
         print(f"\nlightmedvlm: {failure}", file=sys.stderr)
-        return 2 if failure.expected else 1
+        return failure.exit_code
     if arguments.json:
         print(json.dumps(record, indent=1))
     return 0
@@ -255,7 +256,7 @@ def _ablate(arguments) -> int:
         records = run_ablation(read_ablation(arguments.file), arguments.dry_run, _speaker(arguments))
     except NotebookFailed as failure:
         print(f"\nlightmedvlm: {failure}", file=sys.stderr)
-        return 2 if failure.expected else 1
+        return failure.exit_code
     if arguments.json:
         print(json.dumps(records, indent=1))
     return 0

@@ -113,9 +113,28 @@ def test_notebook_without_manifest_has_not_happened(project):
     assert statuses(run(first="02")[0]) == ["done"]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="sends a POSIX signal")
-def test_interrupt_leaves_no_kernel(project):
-    write_notebook(project, "02_slow", body="import time\ntime.sleep(60)")
+TRAINING = """\
+import time
+from lightmedvlm_utils.learning.checkpoints import stopped, stopping
+with stopping() as stop:
+    (step.folder / "training").touch()
+    while not stop.asked:
+        time.sleep(0.05)
+raise stopped(7, 9, saved=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
+@pytest.mark.parametrize(
+    "number, body, code, words",
+    [
+        (signal.SIGINT, 'import time\n(step.folder / "training").touch()\ntime.sleep(60)', 130, "Interrupted"),
+        (signal.SIGTERM, 'import time\n(step.folder / "training").touch()\ntime.sleep(60)', 143, "told to stop"),
+        (signal.SIGTERM, TRAINING, 143, "after step 7 of 9; its state is saved"),
+    ],
+)
+def test_a_signal_leaves_no_kernel_and_lets_a_training_save(project, number, body, code, words):
+    write_notebook(project, "02_slow", body=body)
     environment = dict(os.environ, PYTHONPATH=str(Path(__file__).parents[1]))
     command = [sys.executable, "-m", "lightmedvlm_utils", "run", "--profile", "smoke", "--from", "02"]
     process = subprocess.Popen(
@@ -128,15 +147,15 @@ def test_interrupt_leaves_no_kernel(project):
         # A shell that starts the tests in the background makes them ignore SIGINT, and children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    running = project / "outputs" / "smoke" / "02_slow"
+    running = project / "outputs" / "smoke" / "02_slow" / "training"
     deadline = time.monotonic() + 60
-    while not running.is_dir() and time.monotonic() < deadline:
+    while not running.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     children = psutil.Process(process.pid).children(recursive=True)
     assert children
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=30)
-    assert process.returncode == 130 and "Traceback" not in errors, errors
+    assert process.returncode == code and "Traceback" not in errors and words in errors, errors
     assert not psutil.wait_procs(children, timeout=5)[1]
 
 

@@ -85,6 +85,15 @@ def module_code(name: str, plugins: Iterable[str] = ()) -> str:
     return next((file_code_hash(path) for path in candidates if path.is_file()), "")
 
 
+def code_of(places: Iterable[str]) -> dict[str, str]:
+    """Hash of every module of these rooms and files of the package, whether it is loaded or not."""
+    base = Path(__file__).resolve().parents[1]
+    paths = sorted(
+        path for place in places for path in ((base / place).rglob("*.py") if "." not in place else [base / place])
+    )
+    return {str(path.relative_to(base)): file_code_hash(path) for path in paths}
+
+
 def setting_value(profile: Profile, name: str) -> Any:
     """What a setting contributes: its value, and for a backbone the weights that its name stands for."""
     value = flatten(profile)[name]

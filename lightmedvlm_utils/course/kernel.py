@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -23,12 +25,14 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 class NotebookFailed(Exception):
     """A notebook stopped; the message says in which cell, with which error, and where its copy and log lie.
 
-    `expected` is true where the cell raised a UserError: a sentence for the user, not a defect.
+    `expected` is true where the cell raised a UserError: a sentence for the user, not a defect. `exit_code` is what the
+    command line ends with: 2 for such a sentence, 143 where SIGTERM has ended the run, 1 for a defect.
     """
 
-    def __init__(self, message: str, expected: bool = False):
+    def __init__(self, message: str, expected: bool = False, terminated: bool = False):
         super().__init__(message)
-        self.expected = expected
+        self.expected = expected or terminated
+        self.exit_code = 143 if terminated else 2 if expected else 1
 
 
 @dataclass
@@ -64,11 +68,14 @@ def execute(source: Path, output: Path, log: Path, parameters: dict) -> Executio
                 progress_bar=False,
                 stdout_file=stream,
                 stderr_file=stream,
-                kernel_manager_class=_kernel_manager(stream),
+                kernel_manager_class=_kernel_manager(stream, descendants),
             )
         except papermill.PapermillExecutionError as error:
-            raise NotebookFailed(_describe(error, source, output, log), error.ename == "UserError") from error
+            known = error.ename == "UserError"
+            raise NotebookFailed(_describe(error, source, output, log), known, descendants.told) from error
         except DeadKernelError as error:
+            if descendants.told:
+                raise NotebookFailed(f"{source.stem} was told to stop (SIGTERM).", terminated=True) from error
             raise NotebookFailed(
                 f"{source.stem} stopped: its kernel was killed, most often for want of memory."
                 f"\n  executed so far: {output}\n  log: {log}"
@@ -80,9 +87,9 @@ def execute(source: Path, output: Path, log: Path, parameters: dict) -> Executio
     return Execution(round(time.monotonic() - started, 1), round(descendants.peak / 2**20, 1))
 
 
-def _kernel_manager(log_stream):
+def _kernel_manager(log_stream, descendants: _Descendants):
     """A kernel manager class that starts `sys.executable`, whatever kernelspecs are installed on the machine,
-    and keeps what the kernel's process prints."""
+    and keeps what the kernel's process prints. While a kernel lives, SIGTERM goes on to it."""
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 
@@ -94,6 +101,9 @@ def _kernel_manager(log_stream):
 
         async def _async_launch_kernel(self, kernel_cmd, **options):
             await super()._async_launch_kernel(kernel_cmd, **options, stdout=log_stream, stderr=log_stream)
+            with suppress(NotImplementedError, RuntimeError):  # Windows; a thread beside the main one
+                # In place of nbclient's handler, which ends the kernel before a training could save its state.
+                asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, descendants.terminate)
 
     return SameInterpreter
 
@@ -116,6 +126,7 @@ class _Descendants:
 
     def __init__(self, interval: float = 0.5):
         self.peak = 0  # bytes
+        self.told = False  # whether they were asked to end
         self._interval = interval
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
@@ -135,6 +146,13 @@ class _Descendants:
         for process in psutil.wait_procs(left, timeout=5)[1]:
             with suppress(psutil.Error):
                 process.kill()
+
+    def terminate(self) -> None:
+        """Ask all of them to end (SIGTERM), as we were asked: a training saves its state, all else ends at once."""
+        self.told = True
+        for process in self._all() - self._before:
+            with suppress(psutil.Error):
+                process.terminate()
 
     def _all(self) -> set:
         return set(psutil.Process().children(recursive=True))

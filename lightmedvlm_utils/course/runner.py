@@ -27,7 +27,7 @@ class StepRecord:
     """One line of the final table and of `run.json`; seconds and memory are those of the run that did the step."""
 
     name: str
-    status: str  # "done", "kept" (skipped, up to date), "refused" or "failed"
+    status: str  # "done", "kept" (skipped, up to date), "refused", "failed" or "stopped" (SIGTERM)
     seconds: float = 0.0
     peak_memory_mb: float = 0.0
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -129,7 +129,7 @@ def _execute_all(
             merged = before | done  # a run of some steps does not forget the others
             write_json(folder / RECORD, record | {"steps": [merged[name] for name in sorted(merged)]})
             if step.error:
-                raise NotebookFailed(step.error, expected=step.status == "refused")
+                raise NotebookFailed(step.error, step.status == "refused", step.status == "stopped")
     finally:
         if record["steps"]:
             say("\n" + format_table(record["steps"]))
@@ -202,7 +202,8 @@ def _run_step(
         execution = execute(notebook.path, copy, copy.with_suffix(".log"), parameters)
     except NotebookFailed as failure:
         say("failed")
-        step.status, step.error = ("refused" if failure.expected else "failed"), str(failure)
+        step.status = {1: "failed", 2: "refused"}.get(failure.exit_code, "stopped")
+        step.error = str(failure)
         step.seconds = round(time.monotonic() - started, 1)
         return step
     except BaseException:  # a full disk, Ctrl-C: end the line before the message

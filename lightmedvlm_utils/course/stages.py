@@ -16,14 +16,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from lightmedvlm_utils.config import HOW
+from lightmedvlm_utils.course.fingerprint import NOT_INPUTS, code_of, setting_value
 from lightmedvlm_utils.course.steps import Step
 from lightmedvlm_utils.data.boxes import box_masks, read_boxes
 from lightmedvlm_utils.data.images import image_size
 from lightmedvlm_utils.data.questions import build_questions
 from lightmedvlm_utils.data.vqa_sets import VQASet, read_vqa
 from lightmedvlm_utils.errors import UserError
-from lightmedvlm_utils.files import write_json
+from lightmedvlm_utils.files import digest, write_json
 from lightmedvlm_utils.inference import Reporter, StudyFeatures
+from lightmedvlm_utils.learning.checkpoints import Checkpoints
 from lightmedvlm_utils.learning.examples import Example, question_examples, report_examples
 from lightmedvlm_utils.learning.features import FEATURES, FeatureStore, ImageStore, Store, encode_studies
 from lightmedvlm_utils.learning.loop import evaluate_loss, prepare_stage, train, warm_up_diseases
@@ -32,6 +35,7 @@ from lightmedvlm_utils.model.modeling import LightMedVLM
 from lightmedvlm_utils.model.processing import Processor
 from lightmedvlm_utils.observations import LABELS
 from lightmedvlm_utils.phantom.dataset import MASK_SIZE, read_masks
+from lightmedvlm_utils.settings import flatten
 
 STEPS = {1: "04_stage1_alignment", 2: "05_stage2_report_generation", 3: "06_stage3_vqa"}
 
@@ -165,7 +169,9 @@ def warm_up(step: Step, number: int, connector: str, training: pd.DataFrame) -> 
     examples = report_examples(rows, processor)
     if settings.mask_share:
         examples = with_masks(step, examples, rows, settings.mask_share)
-    return WarmUp(model, warm_up_diseases(model, processor, examples, store, settings, step.seed, profile.precision))
+    states = checkpoints(step, number, connector, "warm-up")
+    options = (store, settings, step.seed, profile.precision, states)
+    return WarmUp(model, warm_up_diseases(model, processor, examples, *options))
 
 
 def run_stage(
@@ -176,14 +182,16 @@ def run_stage(
     validation: pd.DataFrame,
     warm: WarmUp | None = None,
 ) -> StageResult:
-    """Train one stage of one connector and save it, or load it where the step is up to date.
+    """Train one stage of one connector and save it, or load it where the step is up to date, or had trained it when a
+    later cell failed. One that was interrupted goes on from its last state.
 
     `training` and `validation` are study tables; only their train and validate rows are used. With a disease warm-up
     (`warm`, if it has been done already) the history starts with two records of step 0, from before and after it.
     """
     folder = step.folder / connector
     history_path = step.folder / f"{connector}_history.json"
-    if step.up_to_date:
+    done, states = step.unfinished(connector) / "trained.json", checkpoints(step, number, connector)
+    if step.up_to_date or _is_trained(done, states.made_from):
         model, processor = LightMedVLM.from_pretrained(folder), Processor.from_pretrained(folder)
         return StageResult(model, processor, json.loads(history_path.read_text()), folder)
     profile, settings = step.profile, step.profile.stage(number)
@@ -200,10 +208,38 @@ def run_stage(
         history = [{"step": 0, "epoch": 0, **evaluate_loss(model, processor, held_out, store, profile.precision)}]
         model.connector.load_state_dict(warm.model.connector.state_dict())
         print(f"disease warm-up: loss {warm.losses[0]:.3f} in its first epoch, {warm.losses[-1]:.3f} in its last")
-    history += train(model, processor, examples, store, settings, held_out, step.seed, profile.precision)
+    options = (held_out, step.seed, profile.precision)
+    history += train(model, processor, examples, store, settings, *options, checkpoints=states)
     save_checkpoint(model, processor, folder)
     write_json(history_path, history)
+    write_json(done, states.made_from)
+    states.clear()
     return StageResult(model, processor, history, folder)
+
+
+# What training depends on beside data, settings and weights.
+_CODE = ("learning", "model", "data", "phantom", "course/stages.py")
+
+
+def checkpoints(step: Step, number: int, connector: str, part: str = "training") -> Checkpoints:
+    """Where a stage of one connector keeps the states from which it goes on, as long as it is made from the same."""
+    ignored = {*NOT_INPUTS, "connectors"}
+    made_from = {
+        "parameters": {name: value for name, value in step.parameters.items() if name not in ignored},
+        "settings": {name: setting_value(step.resolved, name) for name in flatten(step.resolved) if name not in HOW},
+        "inputs": {name: manifest["fingerprint"] for name, manifest in step.inputs.items()},
+        "code": code_of(_CODE),
+    }
+    folder = step.unfinished(connector) / part
+    return Checkpoints(folder, digest([number, connector, made_from]), step.resolved.save_minutes)
+
+
+def _is_trained(done: Path, made_from: str) -> bool:
+    """Whether this very stage was trained before the step was interrupted."""
+    try:
+        return json.loads(done.read_text(encoding="utf-8")) == made_from
+    except (OSError, ValueError):
+        return False
 
 
 def with_masks(step: Step, examples: Sequence[Example], studies: pd.DataFrame, share: float) -> list[Example]:

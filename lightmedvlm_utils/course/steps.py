@@ -29,6 +29,7 @@ from lightmedvlm_utils.files import digest, file_code_hash, outputs_root, write_
 from lightmedvlm_utils.settings import changes, describe, flatten, load_plugins, resolve
 
 MANIFEST = "manifest.json"
+UNFINISHED = ".unfinished"  # in a step's folder: what goes on where it was interrupted; gone when it is finished
 RESERVED = ("reference",)  # folders under outputs/ that git tracks
 FIRST_STEP = "00_setup_and_tour"  # the one that puts the data set in place
 _RECORDED_PACKAGES = ("torch", "timm", "transformers", "peft", "hdbscan", "numpy", "pandas")
@@ -205,6 +206,10 @@ class Step:
 
         return np.random.default_rng([self.seed, int(digest(self.name), 16) % 2**32])
 
+    def unfinished(self, name: str) -> Path:
+        """A folder for what is under way in this step; it is removed when the step is finished, or begun by force."""
+        return self.folder / UNFINISHED / name
+
     def finish(self, metrics: dict[str, Any], files: Sequence[Path | str] = ()) -> dict[str, Any]:
         """Write the manifest, the step's last act: a step without one has not happened.
 
@@ -232,6 +237,7 @@ class Step:
             "files": made,
         }
         write_json(self.folder / MANIFEST, manifest)
+        shutil.rmtree(self.folder / UNFINISHED, ignore_errors=True)
         if held := _locks.pop(self.folder, None):
             held.release()
         return manifest
@@ -289,6 +295,8 @@ def start_step(name: str, parameters: Mapping[str, Any], needs: Sequence[str] = 
         print(f"the earlier result of {name} is redone: {', '.join(reasons)}")
         (folder / MANIFEST).unlink()
         _unshare(folder)
+    if parameters.get("force"):
+        shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     reads: set[str] = set()
     loaded = fingerprint.loaded_modules(profile.plugins)
     code = {module: file_code_hash(path) for module, path in loaded.items()}

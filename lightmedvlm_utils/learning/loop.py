@@ -14,6 +14,14 @@ from torch import Tensor, nn
 
 from lightmedvlm_utils.config import Part, StageSettings
 from lightmedvlm_utils.device import Precision, choose_device
+from lightmedvlm_utils.learning.checkpoints import (
+    Checkpoints,
+    generator_state,
+    learned_tensors,
+    restore_tensors,
+    stopped,
+    stopping,
+)
 from lightmedvlm_utils.learning.examples import Example, known_of
 from lightmedvlm_utils.learning.features import Store
 from lightmedvlm_utils.model import lora
@@ -78,9 +86,10 @@ def batches(
     batch_size: int,
     rng: np.random.Generator | None,
     collate: Callable[[Sequence[Example], Store, Processor], Batch] = make_batch,
+    skip: int = 0,
 ) -> Iterator[Batch]:
-    """One epoch. With `rng` in random order, examples of like length together so that little is padding; without,
-    in the given order."""
+    """One epoch, without its first `skip` batches. With `rng` in random order, examples of like length together so that
+    little is padding; without, in the given order."""
     order = np.arange(len(examples))
     if rng is not None:
         rng.shuffle(order)
@@ -91,7 +100,7 @@ def batches(
     chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     if rng is not None:
         rng.shuffle(chunks)
-    for chunk in chunks:
+    for chunk in chunks[skip:]:
         yield collate([examples[i] for i in chunk], store, processor)
 
 
@@ -134,11 +143,14 @@ def train(
     precision: Precision = "auto",
     log: Callable[[str], None] = print,
     objective: Objective = TEXT,
+    checkpoints: Checkpoints | None = None,
 ) -> list[dict]:
     """Train in place; returns the history: one record a step `{step, loss, text_loss, ...}`, and one an epoch with
     `validation_loss`, the first of them (epoch 0) from before training.
 
-    Parts that do not learn are frozen and run in evaluation mode, so that not even a running mean moves.
+    Parts that do not learn are frozen and run in evaluation mode, so that not even a running mean moves. With
+    `checkpoints` a training that was killed goes on from its last state, and ends with the weights and the history of
+    one that was not (bit for bit on a CPU); SIGTERM saves a state and raises UserError.
     """
     where = choose_device(precision)
     model.to(where.device)
@@ -149,29 +161,54 @@ def train(
     torch.manual_seed(seed)
     per_epoch = math.ceil(len(examples) / settings.batch_size)
     steps = math.ceil(settings.epochs * per_epoch)
-    history: list[dict] = [{"step": 0, "epoch": 0, **evaluate_loss(model, processor, validation, store, precision)}]
-    step = 0
-    while step < steps:
-        set_training_mode(model)
-        for batch in batches(examples, store, processor, settings.batch_size, rng, objective.collate):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, steps, group["peak"], settings)
-            with where.autocast():
-                losses = objective.losses(model, where.move(batch), settings)
-            scaler.scale(losses["loss"]).backward()
-            scaler.unscale_(optimizer)
-            norm = torch.nn.utils.clip_grad_norm_([p for g in groups for p in g["params"]], settings.gradient_clip)
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad(set_to_none=True)
-            step += 1
-            history.append({"step": step, **{name: loss.item() for name, loss in losses.items()}})
-            history[-1]["gradient_norm"] = norm.item()
-            if step == steps:
-                break
-        epoch = math.ceil(step / per_epoch)
-        history.append({"step": step, "epoch": epoch, **evaluate_loss(model, processor, validation, store, precision)})
-        log(_progress(history, per_epoch, time.monotonic() - started))
+    step, epoch, index = 0, 1, 0  # steps done; the epoch under way, from 1; its batches done
+    history: list[dict] = []
+    saved = checkpoints.load() if checkpoints else None
+    if saved is not None:
+        tensors, about = saved
+        restore_tensors(tensors, model, optimizer)
+        scaler.load_state_dict(about["scaler"])
+        rng.bit_generator.state = about["generator"]
+        step, epoch, index, history = about["step"], about["epoch"], about["index"], about["history"]
+        log(f"going on from step {step} of {steps}")
+    else:
+        history = [{"step": 0, "epoch": 0, **evaluate_loss(model, processor, validation, store, precision)}]
+
+    def save() -> None:
+        if checkpoints is not None:
+            about = {"step": step, "epoch": epoch, "index": index, "history": history}
+            about |= {"generator": order, "scaler": scaler.state_dict()}
+            checkpoints.save(step, learned_tensors(model, optimizer), about)
+
+    with stopping() as stop:
+        while epoch <= math.ceil(settings.epochs):
+            set_training_mode(model)
+            order = generator_state(rng)
+            for batch in batches(examples, store, processor, settings.batch_size, rng, objective.collate, index):
+                if step == steps:
+                    break
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(step, steps, group["peak"], settings)
+                with where.autocast():
+                    losses = objective.losses(model, where.move(batch), settings)
+                scaler.scale(losses["loss"]).backward()
+                scaler.unscale_(optimizer)
+                norm = torch.nn.utils.clip_grad_norm_([p for g in groups for p in g["params"]], settings.gradient_clip)
+                scaler.step(optimizer)
+                scaler.update()
+                optimizer.zero_grad(set_to_none=True)
+                step, index = step + 1, index + 1
+                history.append({"step": step, **{name: loss.item() for name, loss in losses.items()}})
+                history[-1]["gradient_norm"] = norm.item()
+                if stop.asked or (checkpoints is not None and checkpoints.due()):
+                    save()
+                if stop.asked:
+                    raise stopped(step, steps, saved=checkpoints is not None)
+            save()  # before it is evaluated
+            validated = evaluate_loss(model, processor, validation, store, precision)
+            history.append({"step": step, "epoch": epoch, **validated})
+            log(_progress(history, per_epoch, time.monotonic() - started))
+            epoch, index = epoch + 1, 0
     model.eval()
     return history
 
@@ -191,6 +228,7 @@ def warm_up_diseases(
     settings: StageSettings,
     seed: int = 0,
     precision: Precision = "auto",
+    checkpoints: Checkpoints | None = None,
 ) -> list[float]:
     """Train the connector, or only its detector where it has one, on the disease loss alone, in place; returns the mean
     loss of each epoch.
@@ -206,9 +244,8 @@ def warm_up_diseases(
         connector_lr=settings.disease_warmup_lr,
         weight_decay=settings.disease_warmup_weight_decay,
     )
-    history = train(
-        model, processor, examples, store, warm, seed=seed, precision=precision, log=_quiet, objective=DISEASES
-    )
+    options: dict[str, Any] = dict(seed=seed, precision=precision, log=_quiet, objective=DISEASES)
+    history = train(model, processor, examples, store, warm, **options, checkpoints=checkpoints)
     losses = [record["loss"] for record in history if "loss" in record]
     per_epoch = math.ceil(len(examples) / warm.batch_size)
     return [float(np.mean(losses[start : start + per_epoch])) for start in range(0, len(losses), per_epoch)]
