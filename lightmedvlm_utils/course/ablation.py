@@ -167,6 +167,7 @@ def run_ablation(ablation: Ablation, dry: bool = False, say: Callable[..., None]
 def _train(ablation: Ablation, arm: Arm, seed: int, dry: bool, say: Callable[..., None]) -> None:
     """One run of the course, in two parts: up to LAST_SHARED with every arm's connector, then with its own."""
     donors = [run_folder(ablation.run_name(other, seed), "") for other in ablation.arms if other is not arm]
+    donors.append(run_folder("", ablation.profile))  # the course as it comes
     every = list(dict.fromkeys(other.connector for other in ablation.arms))
     names = {notebook.name[:2]: notebook for notebook in discover(project_root() / "notebooks")}
     for first, last, connectors in (("", LAST_SHARED, every), ("04", arm.last, [arm.connector])):
