@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -182,3 +183,23 @@ def test_check_sees_the_run(course, lightmedvlm):
     report = json.loads(lightmedvlm("check", "--json").stdout)
     assert [run["run"] for run in report["runs"]] == ["smoke"]
     assert report["model"]
+
+
+def test_a_finished_run_is_measured(course, outputs, monkeypatch):
+    from lightmedvlm_utils.course.measure import FIGURES, NEIGHBORS, USUAL_PLACE, measure
+    from lightmedvlm_utils.course.steps import read_step
+
+    monkeypatch.setenv("LIGHTMEDVLM_OUTPUTS", str(outputs))
+    manifest = json.loads((outputs / "smoke/06_stage3_vqa/manifest.json").read_text())
+    step = read_step(manifest["parameters"])
+    found = measure(step, 3, "sasa", "validate", baselines=True)
+    assert set(found[""]) == set(FIGURES) and set(found) == {"", *NEIGHBORS, USUAL_PLACE}
+    assert set(measure(step, 2, "mlp", "validate")[""]) == set(FIGURES) - {
+        "auroc", "pointing_game", "pointing_game_no_heart", "vqa", "vqa_open"
+    }  # fmt: skip
+    draws = [values for figures in found.values() for values in figures.values()]
+    assert {len(values) for values in draws} == {101}  # the point and the profile's bootstrap samples
+    shares = np.concatenate([own[f] for own in found.values() for f in own if f != "validation_loss"])
+    assert (shares[~np.isnan(shares)] >= 0).all() and (shares[~np.isnan(shares)] <= 1).all()
+    history = json.loads((outputs / "smoke/06_stage3_vqa/sasa_history.json").read_text())
+    assert found[""]["validation_loss"][0] == history[-1]["validation_loss"]
