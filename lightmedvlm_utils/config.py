@@ -64,6 +64,8 @@ class StageSettings(Settings):
     warmup: Share = 0.05  # share of the steps in which the rate rises
     weight_decay: Share = 0.01
     gradient_clip: Annotated[float, Gt(0)] = 1.0
+    micro_batch: Count = 0  # examples at a time, of a batch that does not fit into memory; 0: the whole batch
+    not_finite: Literal["stop", "skip"] = "stop"  # what to do about a step whose loss or gradient is not finite
     disease_loss: Weight = 0.0  # weight of the disease loss beside the text loss, where the connector has one
     disease_warmup: Count = 0  # epochs of the disease loss alone, before any text
     disease_warmup_lr: Rate = 2e-3

@@ -10,6 +10,7 @@ import torch
 
 from lightmedvlm_utils.config import StageSettings
 from lightmedvlm_utils.errors import UserError
+from lightmedvlm_utils.learning.checkpoints import Checkpoints
 from lightmedvlm_utils.learning.examples import disease_targets, question_examples, report_examples
 from lightmedvlm_utils.learning.features import FeatureStore, encode_studies
 from lightmedvlm_utils.learning.loop import (
@@ -172,3 +173,43 @@ def test_a_stage_of_no_epochs_changes_nothing(make_model, studies, store):
     examples = report_examples(studies, processor)
     history = train(model, processor, examples, store, replace(STAGES[1], epochs=0), examples, log=lambda line: None)
     assert not changed(before, parts(model)) and [record["step"] for record in history] == [0]
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_micro_batches_learn_what_the_whole_batch_does(make_model, studies, store, number):
+    """The loss is a mean over the batch's supervised tokens, whatever part of it fits into memory at once."""
+    reports = studies.assign(report=[f"{text} {'Heart size is normal. ' * i}" for i, text in enumerate(studies.report)])
+    found = {}
+    for micro in (0, 1, 2, 3):
+        model, processor = make_model(dropout=0.0, conv_norm="group")
+        settings = replace(STAGES[number], batch_size=5, micro_batch=micro, epochs=2)
+        prepare_stage(model, settings, rank=2, alpha=2, dropout=0.0)
+        history = train(model, processor, report_examples(reports, processor), store, settings, log=lambda line: None)
+        found[micro] = model.state_dict(), [record for record in history if "loss" in record]
+    for micro in (1, 2, 3):
+        weights, records = found[micro]
+        for one, other in zip(records, found[0][1], strict=True):
+            assert one == pytest.approx(other, rel=1e-4)
+        for name, value in found[0][0].items():
+            torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-4)  # Adam enlarges the last digits
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_step_that_is_not_finite_stops_or_is_left_out(make_model, studies, store, tmp_path, bad):
+    store.stages[0][3, 0, 0, 0] = bad
+    states, examples = Checkpoints(tmp_path, "this", 0), None
+    for choice in ("stop", "skip"):
+        model, processor = make_model()
+        examples = report_examples(studies, processor)
+        settings = replace(STAGES[1], batch_size=1, not_finite=choice)
+        prepare_stage(model, settings, rank=2, alpha=2, dropout=0.0)
+        options = dict(log=lambda line: None, checkpoints=states if choice == "stop" else None)
+        if choice == "stop":
+            with pytest.raises(UserError, match=r"step \d+ is not finite \(studies 103\)"):
+                train(model, processor, examples, store, settings, **options)
+            tensors, _ = states.load()
+            assert all(value.isfinite().all() for value in tensors.values() if value.is_floating_point())
+        else:
+            history = train(model, processor, examples, store, settings, **options)
+            assert sum("skipped" in record for record in history) == 2, "once an epoch"
+            assert all(value.isfinite().all() for value in model.state_dict().values())

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lightmedvlm_utils.config import Part, StageSettings
-from lightmedvlm_utils.device import Precision, choose_device
+from lightmedvlm_utils.device import Device, Precision, choose_device
+from lightmedvlm_utils.errors import UserError
 from lightmedvlm_utils.learning.checkpoints import (
     Checkpoints,
+    Stop,
     generator_state,
     learned_tensors,
     restore_tensors,
@@ -29,6 +31,7 @@ from lightmedvlm_utils.model.modeling import LightMedVLM
 from lightmedvlm_utils.model.processing import Processor
 
 Batch = dict[str, Any]
+_READ_EVERY = 20  # steps
 PART_MODULES: dict[Part, str] = {
     "vision": "vision_encoder",
     "connector": "connector",
@@ -37,12 +40,34 @@ PART_MODULES: dict[Part, str] = {
 }
 
 
+class Share(NamedTuple):
+    """What a micro-batch is of its batch."""
+
+    tokens: float = 1.0  # of the supervised tokens
+    examples: float = 1.0
+
+
+WHOLE = Share()
+
+
 @dataclass(frozen=True)
 class Objective:
-    """What a stage minimizes: how a batch is made of examples, and its losses; `"loss"` is the one that learns."""
+    """What a stage minimizes: how a batch is made of examples, and its losses; `"loss"` is the one that learns.
+
+    Losses are means over a batch; those of a micro-batch are weighed by its share, so that their sum is the batch's.
+    """
 
     collate: Callable[[Sequence[Example], Store, Processor], Batch]
-    losses: Callable[[LightMedVLM, Batch, StageSettings], dict[str, Tensor]]
+    losses: Callable[[LightMedVLM, Batch, StageSettings, Share], dict[str, Tensor]]
+
+    @staticmethod
+    def shares(parts: Sequence[Batch]) -> list[Share]:
+        """Each micro-batch's share of the whole."""
+        if len(parts) == 1:
+            return [WHOLE]
+        rows = [len(part["known"].states) for part in parts]
+        tokens = [int((part["labels"][:, 1:] != -100).sum()) if "labels" in part else 1 for part in parts]
+        return [Share(t / max(1, sum(tokens)), r / sum(rows)) for t, r in zip(tokens, rows, strict=True)]
 
 
 def make_batch(examples: Sequence[Example], store: Store, processor: Processor) -> Batch:
@@ -58,38 +83,35 @@ def make_disease_batch(examples: Sequence[Example], store: Store, processor: Pro
     return store([e.study_id for e in examples]) | {"known": known_of(examples)}
 
 
-def text_losses(model: LightMedVLM, batch: Batch, settings: StageSettings) -> dict[str, Tensor]:
+def text_losses(model: LightMedVLM, batch: Batch, settings: StageSettings, share: Share = WHOLE) -> dict[str, Tensor]:
     """The text loss, and `settings.disease_loss` times the disease loss where the connector has one that learns."""
     detector = model.connector.detector
     learns = detector is None or any(p.requires_grad for p in detector.parameters())
     weight = settings.disease_loss if model.connector.has_disease_head and learns else 0.0
     output = model(**batch, disease_weight=weight)
-    return {"loss": output.loss, "text_loss": output.text_loss}
+    if share == WHOLE:
+        return {"loss": output.loss, "text_loss": output.text_loss}
+    text = output.text_loss * share.tokens
+    return {"loss": text + (output.loss - output.text_loss) * share.examples, "text_loss": text}
 
 
-def disease_losses(model: LightMedVLM, batch: Batch, settings: StageSettings) -> dict[str, Tensor]:
+def disease_losses(
+    model: LightMedVLM, batch: Batch, settings: StageSettings, share: Share = WHOLE
+) -> dict[str, Tensor]:
     """The disease loss alone; the language model does not run."""
     features, view_mask = batch.get("image_features"), batch.get("view_mask")
     if features is None:
         features = model.encode_images(batch["pixel_values"], view_mask)
-    return {"loss": model.disease_loss(features, batch["known"], view_mask)}
+    return {"loss": model.disease_loss(features, batch["known"], view_mask) * share.examples}
 
 
 TEXT = Objective(make_batch, text_losses)
 DISEASES = Objective(make_disease_batch, disease_losses)
 
 
-def batches(
-    examples: Sequence[Example],
-    store: Store,
-    processor: Processor,
-    batch_size: int,
-    rng: np.random.Generator | None,
-    collate: Callable[[Sequence[Example], Store, Processor], Batch] = make_batch,
-    skip: int = 0,
-) -> Iterator[Batch]:
-    """One epoch, without its first `skip` batches. With `rng` in random order, examples of like length together so that
-    little is padding; without, in the given order."""
+def epoch_order(examples: Sequence[Example], batch_size: int, rng: np.random.Generator | None) -> list[np.ndarray]:
+    """The examples of each batch of one epoch, by their index. With `rng` in random order, examples of like length
+    together so that little is padding; without, in the given order."""
     order = np.arange(len(examples))
     if rng is not None:
         rng.shuffle(order)
@@ -100,7 +122,19 @@ def batches(
     chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     if rng is not None:
         rng.shuffle(chunks)
-    for chunk in chunks[skip:]:
+    return chunks
+
+
+def batches(
+    examples: Sequence[Example],
+    store: Store,
+    processor: Processor,
+    batch_size: int,
+    rng: np.random.Generator | None,
+    collate: Callable[[Sequence[Example], Store, Processor], Batch] = make_batch,
+) -> Iterator[Batch]:
+    """One epoch of batches, in the order of `epoch_order`."""
+    for chunk in epoch_order(examples, batch_size, rng):
         yield collate([examples[i] for i in chunk], store, processor)
 
 
@@ -145,72 +179,154 @@ def train(
     objective: Objective = TEXT,
     checkpoints: Checkpoints | None = None,
 ) -> list[dict]:
-    """Train in place; returns the history: one record a step `{step, loss, text_loss, ...}`, and one an epoch with
-    `validation_loss`, the first of them (epoch 0) from before training.
+    """Train in place; returns the history: one record a step `{step, loss, text_loss, ..., gradient_norm}`, and one an
+    epoch with `validation_loss`, the first of them (epoch 0) from before training.
 
-    Parts that do not learn are frozen and run in evaluation mode, so that not even a running mean moves. With
+    Parts that do not learn are frozen and run in evaluation mode, so that not even a running mean moves. The text loss
+    of a step is the mean over all its supervised tokens, however many micro-batches it is computed in. With
     `checkpoints` a training that was killed goes on from its last state, and ends with the weights and the history of
-    one that was not (bit for bit on a CPU); SIGTERM saves a state and raises UserError.
+    one that was not (bit for bit on a CPU). Raises UserError where SIGTERM asks it to stop, after saving a state, and
+    where a loss or gradient is not finite (`settings.not_finite`).
     """
     where = choose_device(precision)
     model.to(where.device)
-    groups = parameter_groups(model, settings)
-    optimizer = torch.optim.AdamW(groups)
-    scaler = torch.amp.GradScaler(enabled=where.dtype == torch.float16 and where.device.type == "cuda")
-    rng, started = np.random.default_rng(seed), time.monotonic()
-    torch.manual_seed(seed)
-    per_epoch = math.ceil(len(examples) / settings.batch_size)
-    steps = math.ceil(settings.epochs * per_epoch)
-    step, epoch, index = 0, 1, 0  # steps done; the epoch under way, from 1; its batches done
-    history: list[dict] = []
-    saved = checkpoints.load() if checkpoints else None
-    if saved is not None:
-        tensors, about = saved
-        restore_tensors(tensors, model, optimizer)
-        scaler.load_state_dict(about["scaler"])
-        rng.bit_generator.state = about["generator"]
-        step, epoch, index, history = about["step"], about["epoch"], about["index"], about["history"]
-        log(f"going on from step {step} of {steps}")
+    training = _Training(model, processor, examples, store, settings, seed, where, objective, checkpoints)
+
+    def validate(epoch: int) -> None:
+        scores = evaluate_loss(model, processor, validation, store, precision)
+        training.history.append({"step": training.step, "epoch": epoch, **scores})
+
+    if training.restore():
+        log(f"going on from step {training.step} of {training.steps}")
     else:
-        history = [{"step": 0, "epoch": 0, **evaluate_loss(model, processor, validation, store, precision)}]
-
-    def save() -> None:
-        if checkpoints is not None:
-            about = {"step": step, "epoch": epoch, "index": index, "history": history}
-            about |= {"generator": order, "scaler": scaler.state_dict()}
-            checkpoints.save(step, learned_tensors(model, optimizer), about)
-
+        validate(0)
+    started = time.monotonic()
     with stopping() as stop:
-        while epoch <= math.ceil(settings.epochs):
-            set_training_mode(model)
-            order = generator_state(rng)
-            for batch in batches(examples, store, processor, settings.batch_size, rng, objective.collate, index):
-                if step == steps:
-                    break
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(step, steps, group["peak"], settings)
-                with where.autocast():
-                    losses = objective.losses(model, where.move(batch), settings)
-                scaler.scale(losses["loss"]).backward()
-                scaler.unscale_(optimizer)
-                norm = torch.nn.utils.clip_grad_norm_([p for g in groups for p in g["params"]], settings.gradient_clip)
-                scaler.step(optimizer)
-                scaler.update()
-                optimizer.zero_grad(set_to_none=True)
-                step, index = step + 1, index + 1
-                history.append({"step": step, **{name: loss.item() for name, loss in losses.items()}})
-                history[-1]["gradient_norm"] = norm.item()
-                if stop.asked or (checkpoints is not None and checkpoints.due()):
-                    save()
-                if stop.asked:
-                    raise stopped(step, steps, saved=checkpoints is not None)
-            save()  # before it is evaluated
-            validated = evaluate_loss(model, processor, validation, store, precision)
-            history.append({"step": step, "epoch": epoch, **validated})
-            log(_progress(history, per_epoch, time.monotonic() - started))
-            epoch, index = epoch + 1, 0
+        while training.epoch <= math.ceil(settings.epochs):
+            training.run_epoch(stop)
+            training.save()  # before it is evaluated
+            validate(training.epoch)
+            log(_progress(training.history, training.per_epoch, time.monotonic() - started))
+            training.epoch, training.index = training.epoch + 1, 0
     model.eval()
-    return history
+    return training.history
+
+
+class _Training:
+    """A training under way: what learns, and how far it is."""
+
+    def __init__(
+        self,
+        model: LightMedVLM,
+        processor: Processor,
+        examples: Sequence[Example],
+        store: Store,
+        settings: StageSettings,
+        seed: int,
+        where: Device,
+        objective: Objective,
+        checkpoints: Checkpoints | None,
+    ):
+        self.model, self.settings, self.where, self.objective = model, settings, where, objective
+        self.examples, self.collate = examples, lambda chunk: objective.collate(chunk, store, processor)
+        self.groups = parameter_groups(model, settings)
+        self.optimizer = torch.optim.AdamW(self.groups)
+        self.scaler = torch.amp.GradScaler(enabled=where.dtype == torch.float16 and where.device.type == "cuda")
+        self.rng, self.checkpoints = np.random.default_rng(seed), checkpoints
+        torch.manual_seed(seed)
+        self.per_epoch = math.ceil(len(examples) / settings.batch_size)
+        self.steps = math.ceil(settings.epochs * self.per_epoch)
+        self.step, self.epoch, self.index = 0, 1, 0  # steps done; the epoch under way, from 1; its batches done
+        self.order = generator_state(self.rng)  # the generator as it was when the epoch began
+        self.history: list[dict] = []
+        self._unread: list[tuple[int, np.ndarray, dict[str, Tensor]]] = []  # steps whose losses are still on the device
+
+    def run_epoch(self, stop: Stop) -> None:
+        """The steps that are left of the epoch."""
+        set_training_mode(self.model)
+        self.order = generator_state(self.rng)
+        for chunk in epoch_order(self.examples, self.settings.batch_size, self.rng)[self.index :]:
+            if self.step == self.steps:
+                break
+            self._step(chunk)
+            if stop.asked or (self.checkpoints is not None and self.checkpoints.due()):
+                self.save()
+            if stop.asked:
+                raise stopped(self.step, self.steps, saved=self.checkpoints is not None)
+        self._read()
+
+    def _step(self, chunk: np.ndarray) -> None:
+        """One step of the optimizer on the examples of a batch, in as many micro-batches as the settings say."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, self.steps, group["peak"], self.settings)
+        size = self.settings.micro_batch or len(chunk)
+        parts = [self.collate([self.examples[i] for i in chunk[at : at + size]]) for at in range(0, len(chunk), size)]
+        losses: dict[str, Tensor] = {}
+        skips = self.settings.not_finite == "skip"
+        means = {name: value.clone() for name, value in self.model.named_buffers()} if skips else {}
+        for batch, share in zip(parts, self.objective.shares(parts), strict=True):
+            with self.where.autocast():
+                own = self.objective.losses(self.model, self.where.move(batch), self.settings, share)
+            self.scaler.scale(own["loss"]).backward()
+            losses = {name: losses.get(name, 0) + loss.detach() for name, loss in own.items()}
+        self.scaler.unscale_(self.optimizer)
+        learning = [parameter for group in self.groups for parameter in group["params"]]
+        losses["gradient_norm"] = torch.nn.utils.clip_grad_norm_(learning, self.settings.gradient_clip)
+        if not skips or _is_finite(losses):
+            self.scaler.step(self.optimizer)
+        else:
+            for name, value in self.model.named_buffers():  # running means have seen the batch already
+                value.copy_(means[name])
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step, self.index = self.step + 1, self.index + 1
+        self._unread.append((self.step, chunk, losses))
+        if len(self._unread) == _READ_EVERY:
+            self._read()
+
+    def _read(self) -> None:
+        """Write the losses of the last steps down: reading one waits for the device, so it is not done every step."""
+        for step, chunk, losses in self._unread:
+            values = {name: value.item() for name, value in losses.items()}
+            self.history.append({"step": step, **values})
+            if all(map(math.isfinite, values.values())) or (self.scaler.is_enabled() and math.isfinite(values["loss"])):
+                continue  # under loss scaling a gradient may overflow: the scaler leaves that step out
+            if self.settings.not_finite == "skip":
+                self.history[-1]["skipped"] = True
+                continue
+            what = next(name for name, value in values.items() if not math.isfinite(value)).replace("_", " ")
+            raise UserError(
+                f"The {what} of step {step} is not finite (studies {', '.join(self._studies(chunk))}); look at these "
+                "studies, lower the rate, or set not_finite to 'skip'. The last state saved is from before."
+            )
+        self._unread.clear()
+
+    def _studies(self, chunk: np.ndarray) -> list[str]:
+        return [str(study) for study in dict.fromkeys(self.examples[i].study_id for i in chunk)]
+
+    def save(self) -> None:
+        """Write a state; only one whose losses have been read, and were finite, is any good."""
+        self._read()
+        if self.checkpoints is not None:
+            about = {name: getattr(self, name) for name in ("step", "epoch", "index", "history")}
+            about |= {"generator": self.order, "scaler": self.scaler.state_dict()}
+            self.checkpoints.save(self.step, learned_tensors(self.model, self.optimizer), about)
+
+    def restore(self) -> bool:
+        """Go on from the last state, if there is one."""
+        saved = self.checkpoints.load() if self.checkpoints is not None else None
+        if saved is None:
+            return False
+        tensors, about = saved
+        restore_tensors(tensors, self.model, self.optimizer)
+        self.scaler.load_state_dict(about["scaler"])
+        self.rng.bit_generator.state = about["generator"]
+        self.step, self.epoch, self.index, self.history = (about[n] for n in ("step", "epoch", "index", "history"))
+        return True
+
+
+def _is_finite(losses: Mapping[str, Tensor]) -> bool:
+    return all(bool(value.isfinite()) for value in losses.values())
 
 
 def _progress(history: Sequence[dict], per_epoch: int, seconds: float) -> str:
