@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -158,6 +159,31 @@ def test_connectors_of_ones_own_go_through_the_course(course, lightmedvlm, outpu
     assert done.returncode == 2 and "no connector 'toy'" in done.stderr
     done = lightmedvlm("report", "--image", image, "--model", model, "--plugin", "toy_connector", PYTHONPATH=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_stage_that_is_killed_ends_with_the_same_weights(course, lightmedvlm, outputs, tmp_path):
+    """SIGKILL in the middle of stage 1's training, then the same command again: as if nothing had happened."""
+    (tmp_path / "killed").mkdir()
+    for name in (*DATA_STEPS, "03_building_sasa"):
+        shutil.copytree(outputs / "smoke" / name, tmp_path / "killed" / name)
+    options = ("run", "--profile", "smoke", "--run-name", "killed", "--from", "04", "--to", "04")
+    options += ("--set", "save_minutes=0.0001")
+    home = tmp_path / "killed" / "04_stage1_alignment"
+    environment = dict(os.environ, LIGHTMEDVLM_OUTPUTS=str(tmp_path), HF_HUB_OFFLINE="1")
+    process = subprocess.Popen([sys.executable, "-m", "lightmedvlm_utils", *options], cwd=ROOT, env=environment)
+    deadline = time.monotonic() + 200
+    while not list(home.glob(".unfinished/sasa/training/step-*[3-9].safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for one in (*psutil.Process(process.pid).children(recursive=True), process):
+        one.kill()
+    process.wait()
+    assert not (home / "sasa").exists(), "it was killed too late"
+    done = lightmedvlm(*options, LIGHTMEDVLM_OUTPUTS=tmp_path)
+    assert done.returncode == 0, done.stderr
+    executed = (tmp_path / "killed/notebooks/04_stage1_alignment.ipynb").read_text()
+    assert "going on from step" in executed and not (home / ".unfinished").exists()
+    for name in ("sasa/model.safetensors", "mlp/model.safetensors", "sasa_history.json", "mlp_history.json"):
+        assert (home / name).read_bytes() == (outputs / "smoke/04_stage1_alignment" / name).read_bytes(), name
 
 
 def test_report_and_answers_from_the_newest_model(radiograph, lightmedvlm, tmp_path):
