@@ -25,7 +25,7 @@ Weight = Annotated[float, Interval(ge=0, le=1e6)]
 Part = Literal["vision", "connector", "detector", "lora"]
 
 # Values that say how fast to compute, not what: a result does not depend on them.
-HOW = ("eval_batch_size", "save_minutes")
+HOW = ("eval_batch_size", "save_minutes", "image_cache")
 
 
 class Settings:
@@ -113,6 +113,7 @@ class Profile(Settings):
     stage3: StageSettings = StageSettings(1, 8, ("connector", "lora"), connector_lr=5e-5, lora_lr=5e-5)
     max_report_tokens: Annotated[int, Ge(8)] = 100
     precision: Precision = "auto"
+    image_cache: str = ""  # folder of the images resized once, where the encoder learns; "": within the run's folder
     save_minutes: Annotated[float, Gt(0)] = 10.0  # between the states from which an interrupted stage goes on
     # evaluation
     num_beams: Size = 1

@@ -18,7 +18,7 @@ from lightmedvlm_utils.errors import UserError
 
 _STAGES = ("stage1", "stage2", "stage3")
 _OPEN = "connector_options"  # its keys are the connectors' own; they know which options they have
-_PATHS = ("vision", "language_model", "finding_boxes")
+_PATHS = ("vision", "language_model", "finding_boxes", "image_cache")
 
 
 def names() -> list[str]:
@@ -43,7 +43,7 @@ def resolve(profile: str, given: Mapping[str, Any] | str | None = None) -> Profi
         target = values
         for key in parent.split(".") if parent else ():
             target = target.setdefault(key, {})
-        target[last] = _absolute(value) if name in _PATHS else value
+        target[last] = _absolute(value, must_exist=name != "image_cache") if name in _PATHS else value
     return _validated(values, profile)
 
 
@@ -189,7 +189,7 @@ def _leaf(values: Any, name: str) -> Any:
     return values
 
 
-def _absolute(value: Any) -> Any:
+def _absolute(value: Any, must_exist: bool) -> Any:
     """A local folder by its full path, since notebooks run in another folder; any other name as it is."""
     folder = Path(value).expanduser() if isinstance(value, str) and value else None
-    return str(folder.resolve()) if folder and folder.is_dir() else value
+    return str(folder.resolve()) if folder and (folder.is_dir() or not must_exist) else value

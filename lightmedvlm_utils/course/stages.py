@@ -26,6 +26,7 @@ from lightmedvlm_utils.data.vqa_sets import VQASet, read_vqa
 from lightmedvlm_utils.errors import UserError
 from lightmedvlm_utils.files import digest, write_json
 from lightmedvlm_utils.inference import Reporter, StudyFeatures
+from lightmedvlm_utils.learning.cache import ImageCache
 from lightmedvlm_utils.learning.checkpoints import Checkpoints
 from lightmedvlm_utils.learning.examples import Example, question_examples, report_examples
 from lightmedvlm_utils.learning.features import FEATURES, FeatureStore, ImageStore, Store, encode_studies
@@ -79,8 +80,17 @@ def image_store(step: Step, number: int, studies: pd.DataFrame, model: LightMedV
     """Where a stage takes its images from: what the model's connector reads of the features that notebook 03 has
     computed, or the images themselves where the encoder learns."""
     if "vision" in step.profile.stage(number).learns or processor.views != "mean":
-        return ImageStore(studies, processor)
+        return ImageStore(studies, processor, image_cache(step, processor))
     return FeatureStore.load(step.path("03_building_sasa", FEATURES)).last(max(1, model.connector.num_stages))
+
+
+def image_cache(step: Step, processor: Processor) -> ImageCache:
+    """The images of all the run's studies, resized once; kept for the later stages, and for other runs where the
+    setting `image_cache` names a folder."""
+    shown = step.studies("01_data_cleaning", "studies.parquet")["images"]
+    paths = [image["path"] for images in shown for image in images[: processor.max_views]]
+    folder = Path(step.resolved.image_cache or step.root / "image_cache")
+    return ImageCache(folder, paths, processor).build()
 
 
 def study_features(step: Step, reporter: Reporter, studies: pd.DataFrame) -> list[StudyFeatures]:

@@ -13,8 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lightmedvlm_utils.data.images import read_image
 from lightmedvlm_utils.files import atomic_path
 from lightmedvlm_utils.inference import Reporter, StudyFeatures
+from lightmedvlm_utils.learning.cache import ImageCache
 from lightmedvlm_utils.model.modeling import LightMedVLM
 from lightmedvlm_utils.model.processing import Processor
 
@@ -64,11 +66,12 @@ class FeatureStore:
 
 
 class ImageStore:
-    """The images of studies, read and transformed when asked for: used where the encoder learns too."""
+    """The images of studies, where the encoder learns too: from a cache of resized ones, or read and resized when asked
+    for."""
 
-    def __init__(self, studies: pd.DataFrame, processor: Processor):
+    def __init__(self, studies: pd.DataFrame, processor: Processor, cache: ImageCache | None = None):
         self.paths: dict[int, list[str]] = {}
-        self.processor = processor
+        self.processor, self.cache = processor, cache
         self.add(studies)
 
     def add(self, studies: pd.DataFrame) -> None:
@@ -78,7 +81,13 @@ class ImageStore:
 
     def __call__(self, study_ids: Sequence[int]) -> dict[str, Tensor]:
         """`pixel_values` (B, V, 3, S, S) and `view_mask` (B, V) of these studies."""
-        return self.processor.images([self.paths[int(study_id)] for study_id in study_ids])
+        views = [self.paths[int(study_id)][: self.processor.max_views] for study_id in study_ids]
+        return self.processor.stacked([[self._gray(path) for path in paths] for paths in views])
+
+    def _gray(self, path: str) -> Tensor:
+        if self.cache is not None and path in self.cache:
+            return self.cache[path]
+        return self.processor.gray(read_image(path))
 
 
 Store = FeatureStore | ImageStore

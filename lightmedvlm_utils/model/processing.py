@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,11 +87,23 @@ class Processor:
         self.image_size, self.num_image_tokens = image_size, num_image_tokens
         self.mean, self.std, self.interpolation, self.fit = tuple(mean), tuple(std), interpolation, fit
         self.max_views, self.max_report_tokens, self.views = max_views, max_report_tokens, views
-        self._ids = lru_cache(maxsize=20_000)(self._tokenize)  # prompts and targets recur every epoch
-        self._target_ids = lru_cache(maxsize=20_000)(self._cut_target)
+        self._remember()
         self.image_token_id = token_id(tokenizer, IMAGE_TOKEN)
         self.end_id = token_id(tokenizer, END_OF_TURN)
         self.padding_id = token_id(tokenizer, PADDING)
+
+    def _remember(self) -> None:
+        """Tokenize a text once: prompts and targets recur every epoch."""
+        self._ids = lru_cache(maxsize=20_000)(self._tokenize)
+        self._target_ids = lru_cache(maxsize=20_000)(self._cut_target)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For worker processes: all but what is remembered."""
+        return {name: value for name, value in vars(self).items() if name not in ("_ids", "_target_ids")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._remember()
 
     def __call__(self, images: Sequence, questions: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Inputs of the model's `generate`: one report for each image or, with `questions`, one answer for each.
@@ -108,30 +121,42 @@ class Processor:
     # Images
 
     def transform(self, image: np.ndarray) -> Tensor:
-        """(H, W) grey values in 0 to 1 -> (3, S, S): padded or stretched to the encoder's shape, resized with
-        antialiasing, repeated to its three channels and normalized."""
-        height, width = self._size
+        """(H, W) grey values in 0 to 1 -> (3, S, S): `gray`, repeated to the encoder's channels and normalized."""
+        return self.normalize(self.gray(image))
+
+    def gray(self, image: np.ndarray) -> Tensor:
+        """(H, W) grey values in 0 to 1 -> (1, S, S): padded or stretched to the encoder's shape and resized with
+        antialiasing."""
+        height, width = self.frame
         grey = torch.from_numpy(np.ascontiguousarray(image))[None, None]
         if self.fit == "pad":
             scale = max(grey.shape[2] / height, grey.shape[3] / width)
             down, across = round(height * scale) - grey.shape[2], round(width * scale) - grey.shape[3]
             grey = torch.nn.functional.pad(grey, (across // 2, across - across // 2, down // 2, down - down // 2))
         small = torch.nn.functional.interpolate(grey, size=(height, width), mode=self.interpolation, antialias=True)
+        return small[0].clamp(0, 1)  # bicubic filters overshoot
+
+    def normalize(self, gray: Tensor) -> Tensor:
+        """(..., 1, S, S) in 0 to 1 -> (..., 3, S, S) with the encoder's mean and standard deviation."""
         mean, std = torch.tensor(self.mean)[:, None, None], torch.tensor(self.std)[:, None, None]
-        return (small[0].clamp(0, 1).expand(3, -1, -1) - mean) / std  # bicubic filters overshoot
+        return (gray.expand(*gray.shape[:-3], 3, -1, -1) - mean) / std
 
     def images(self, studies: Sequence[Sequence[Path | str | np.ndarray]]) -> dict[str, Tensor]:
-        """Views of B studies -> `pixel_values` (B, V, 3, S, S) and `view_mask` (B, V); at most `max_views` each."""
-        studies = [list(views)[: self.max_views] for views in studies]
+        """Views of B studies, files or gray arrays -> what `stacked` makes of them; at most `max_views` each."""
+        shown = [list(views)[: self.max_views] for views in studies]
+        read = [[view if isinstance(view, np.ndarray) else read_image(view) for view in views] for views in shown]
+        return self.stacked([[self.gray(view) for view in views] for views in read])
+
+    def stacked(self, studies: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
+        """Views of B studies as `gray` gives them -> `pixel_values` (B, V, 3, S, S) and `view_mask` (B, V)."""
         if not all(studies):
             raise UserError("A study has no image; drop it from the study table or give its image.")
         most = max(map(len, studies))
-        pixels = torch.zeros(len(studies), most, 3, *self._size)
+        pixels = torch.zeros(len(studies), most, 3, *self.frame)
         mask = torch.zeros(len(studies), most, dtype=torch.bool)
         for row, views in enumerate(studies):
             for column, view in enumerate(views):
-                grey = view if isinstance(view, np.ndarray) else read_image(view)
-                pixels[row, column], mask[row, column] = self.transform(grey), True
+                pixels[row, column], mask[row, column] = self.normalize(view), True
         return {"pixel_values": pixels, "view_mask": mask}
 
     # Text
@@ -200,7 +225,7 @@ class Processor:
         return cls(AutoTokenizer.from_pretrained(str(folder)), **options)
 
     @property
-    def _size(self) -> tuple[int, int]:
+    def frame(self) -> tuple[int, int]:
         size = self.image_size
         height, width = (size, size) if isinstance(size, int) else size
         return height, width
