@@ -78,8 +78,9 @@ def start_of_stage(step: Step, number: int, connector: str) -> tuple[LightMedVLM
 
 def image_store(step: Step, number: int, studies: pd.DataFrame, model: LightMedVLM, processor: Processor) -> Store:
     """Where a stage takes its images from: what the model's connector reads of the features that notebook 03 has
-    computed, or the images themselves where the encoder learns."""
-    if "vision" in step.profile.stage(number).learns or processor.views != "mean":
+    computed, or the images themselves where the encoder learns, or has learned in a stage before."""
+    learned = any("vision" in step.profile.stage(earlier).learns for earlier in range(1, number + 1))
+    if learned or processor.views != "mean":
         return ImageStore(studies, processor, image_cache(step, processor))
     return FeatureStore.load(step.path("03_building_sasa", FEATURES)).last(max(1, model.connector.num_stages))
 
