@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -9,10 +10,11 @@ import pytest
 import torch
 
 from lightmedvlm_utils.config import StageSettings
+from lightmedvlm_utils.course import stages
 from lightmedvlm_utils.errors import UserError
 from lightmedvlm_utils.learning.checkpoints import Checkpoints
 from lightmedvlm_utils.learning.examples import disease_targets, question_examples, report_examples
-from lightmedvlm_utils.learning.features import FeatureStore, encode_studies
+from lightmedvlm_utils.learning.features import FeatureStore, ImageStore, encode_studies
 from lightmedvlm_utils.learning.loop import (
     batches,
     learning_rate,
@@ -24,6 +26,7 @@ from lightmedvlm_utils.learning.loop import (
 from lightmedvlm_utils.model import lora
 from lightmedvlm_utils.model.modeling import PARTS, LightMedVLM
 from lightmedvlm_utils.observations import LABELS
+from lightmedvlm_utils.settings import resolve
 
 STAGES = {
     1: StageSettings(2, 2, connector_lr=1e-3, disease_loss=1.0),
@@ -213,3 +216,21 @@ def test_a_step_that_is_not_finite_stops_or_is_left_out(make_model, studies, sto
             history = train(model, processor, examples, store, settings, **options)
             assert sum("skipped" in record for record in history) == 2, "once an epoch"
             assert all(value.isfinite().all() for value in model.state_dict().values())
+
+
+def test_features_are_of_no_use_behind_a_stage_that_trained_the_encoder(
+    make_model, studies, store, tmp_path, monkeypatch
+):
+    model, processor = make_model()
+    studies = studies.assign(images=[[{"path": "film.jpg", "view": "PA"}]] * len(studies))
+    store.save(tmp_path / "features.safetensors")
+    monkeypatch.setattr(stages, "image_cache", lambda *_: None)
+    for learns, kinds in ((["connector"], "fff"), (["vision", "connector"], "iii")):
+        profile = resolve("smoke", {"stage1.learns": learns})
+        step = SimpleNamespace(profile=profile, path=lambda *_: tmp_path / "features.safetensors")
+        found = [stages.image_store(step, number, studies, model, processor) for number in (1, 2, 3)]
+        assert [type(one) for one in found] == [{"f": FeatureStore, "i": ImageStore}[kind] for kind in kinds]
+    profile = resolve("smoke", {"stage2.learns": ["vision", "lora"]})
+    step = SimpleNamespace(profile=profile, path=step.path)
+    found = [stages.image_store(step, number, studies, model, processor) for number in (1, 2, 3)]
+    assert [isinstance(one, ImageStore) for one in found] == [False, True, True]
