@@ -117,13 +117,18 @@ def test_facts_name_every_label_with_its_state():
     states = np.array([1.0, 0.0, -1.0] + [np.nan] * 11)
     report = "Findings: The lungs are clear. Small left atelectasis. Impression: B."
     described = describe(report)
-    known = language.facts(states, described, report, "PA", np.random.default_rng(0))
-    assert known[0] == [(" Atelectasis present", 1.0), (" left", 1.0), (" small", 1.0)]
+    told = [language.facts(states, described, report, "PA", np.random.default_rng(i)) for i in range(40)]
+    assert all(known[0][0] == (" Atelectasis present", 1.0) for known in told)
+    words = [dict(known[0][1:]) for known in told]
+    assert {tuple(own) for own in words} == {(), (" left", " small")}, "all of them or none, and the state always"
+    assert all(0.4 <= share <= 1 for own in words for share in own.values())
+    known = told[0]
     assert known[1:4] == [
         [(f" {label} {word}", 1.0)] for label, word in zip(LABELS[1:], ["absent", "possible", "absent"], strict=False)
     ]
     assert [(" PA view", 1.0)] in known and len(known) <= language.NUM_FACTS
     asked = [language.facts(states, described, report, "PA", np.random.default_rng(i), True) for i in range(20)]
+    assert all(known[0] == [(" Atelectasis present", 1.0), (" left", 1.0), (" small", 1.0)] for known in asked)
     sentences = [phrase for study in asked for fact in study[15:] for phrase, _ in fact]
     assert set(sentences) == {" Small left atelectasis."} and 0 < len(sentences) < 20
 

@@ -17,7 +17,7 @@ from lightmedvlm_utils.model.connectors import build_connector
 from lightmedvlm_utils.model.connectors.base import Known, Words, sine_positions
 from lightmedvlm_utils.model.connectors.evidence import Detector, enlarging
 from lightmedvlm_utils.model.connectors.losses import detection_loss
-from lightmedvlm_utils.model.connectors.sasa import SHARPNESS, word_shares
+from lightmedvlm_utils.model.connectors.sasa import SHARPNESS, UNTOLD_WORDS, word_shares
 from lightmedvlm_utils.observations import LABELS
 
 GRIDS, WIDTHS = ((12, 8), (6, 4), (3, 2)), (16, 32, 64)
@@ -165,6 +165,19 @@ def test_a_told_token_says_what_is_true_in_words(sasa):
     torch.testing.assert_close(tokens[0, fracture], sasa.state_words[fracture, 1] + 0.5 * words("left", "rib"))
     torch.testing.assert_close(tokens[0, edema], sasa.state_words[edema, 0])
     torch.testing.assert_close(tokens[1], sasa(maps)[1])  # who is told nothing looks
+
+
+def test_in_training_some_words_are_the_detectors_own(sasa):
+    """The language model must learn to word a finding whose words are in doubt; its state is told all the same."""
+    maps = random_maps(60)
+    known = Known(torch.ones(60, 14), torch.zeros(60, 14, len(WORDS), dtype=torch.bool))
+    found = word_shares(SHARPNESS * sasa.detector(maps).words) @ sasa.description_words
+    told = sasa.eval()(maps, known)[:, :14]
+    torch.manual_seed(0)
+    learned = sasa.train()(maps, known)[:, :14]
+    own = (learned - told - found).abs().amax(-1) < 1e-4
+    as_told = (learned - told).abs().amax(-1) < 1e-4
+    assert (own ^ as_told).all() and own.float().mean().item() == pytest.approx(UNTOLD_WORDS, abs=0.05)
 
 
 def test_an_untold_token_says_what_the_detector_finds(sasa):

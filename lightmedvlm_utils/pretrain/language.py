@@ -49,6 +49,7 @@ from lightmedvlm_utils.pretrain import FIRST_SEED
 SPECIAL_TOKENS = (PADDING, "<|im_start|>", END_OF_TURN, "<|vision_start|>", "<|vision_end|>", IMAGE_TOKEN)
 VOCABULARY = 1600
 NUM_FACTS = 22
+UNDESCRIBED = 0.2  # of the findings in a report
 DESCRIPTION_WEIGHT = 4.0  # in the loss, of a word that describes a finding
 QUESTIONS_AT_ONCE = 3  # about each study of a batch: a question is short and its answer a word
 STATE_WORDS = dict(zip((0.0, -1.0, 1.0), STATES, strict=True))  # the words that SASA's disease loss will use
@@ -119,13 +120,16 @@ def facts(
     """A study's facts in words, NUM_FACTS at most: each label with its state and, where it is present, the words that
     `describe` it (14, W); the view; and some sentences of the report, so that it can be worded from them.
 
-    Who is `asked` gets those that state a finding, sometimes.
+    A detector is often less sure of the words than of the state. So a word is said more or less loudly, and of some
+    findings (UNDESCRIBED) none: what is present must be said then, too. Who is `asked` gets the sentences that state a
+    finding, sometimes, and every word, since what is not said cannot be answered.
     """
     found: list[Fact] = []
     for label, state, words in zip(LABELS, states, described, strict=True):
         found.append([(f" {label} {STATE_WORDS.get(state, STATES[0])}", 1.0)])
         if STATE_WORDS.get(state, STATES[0]) != STATES[0]:
-            found[-1] += [(f" {WORDS[place]}", float(words[place])) for place in np.flatnonzero(words)]
+            shares = words if asked else words * rng.uniform(0.4, 1, len(words)) * (rng.random() >= UNDESCRIBED)
+            found[-1] += [(f" {WORDS[place]}", float(shares[place])) for place in np.flatnonzero(shares)]
     sentences = [" " + sentence for sentence in _SENTENCE.split(report) if sentence]
     keep = rng.random() * 0.4
     if asked:

@@ -35,6 +35,7 @@ from lightmedvlm_utils.model.connectors.losses import (
 )
 from lightmedvlm_utils.observations import LABELS
 
+UNTOLD_WORDS = 0.3  # of the known findings in training: their states are told, their words as the detector found them
 SHARPNESS = 4.0  # of what a token says: it leaves in doubt what is close to even, and decides the rest
 
 
@@ -188,7 +189,8 @@ class SASA(Connector):
         if known is not None:
             unknown = known.states.isnan()
             present = torch.where(unknown, present, known.states)
-            said = torch.where(unknown[..., None], said, known.words.to(said))
+            told = torch.rand_like(present) >= UNTOLD_WORDS if self.training else torch.ones_like(unknown)
+            said = torch.where((told & ~unknown)[..., None], known.words.to(said), said)
         absent, possible, certain = self._state_words().unbind(1)  # (14, D) each
         doubt, belief = (2 * present).clamp(max=1)[..., None], (2 * present - 1).clamp(min=0)[..., None]
         state = absent + doubt * (possible - absent) + belief * (certain - possible)
