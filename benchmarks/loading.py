@@ -94,7 +94,7 @@ def main() -> None:
         }
         found = {name: per_image(work, paths) for name, work in ways.items()}
     flops = training_flops()
-    print(f"\n{options.films} films of {SIZE[1]} x {SIZE[0]} pixels; the cache costs {building * 1e3:.0f} ms each, once")
+    print(f"\n{options.films} films of {SIZE[1]} x {SIZE[0]} pixels; caching costs {building * 1e3:.0f} ms each, once")
     print(f"one report with one image in stage 2: {flops / 1e12:.2f} TFLOP, forward and backward")
     header = "".join(f"{name:>14}" for name in CARDS)
     print(f"{'read from':<38}{'ms':>7}{'a second':>10}{'ratio':>8}   cores to feed one:{header}")
