@@ -159,6 +159,18 @@ def test_a_signal_leaves_no_kernel_and_lets_a_training_save(project, number, bod
     assert not psutil.wait_procs(children, timeout=5)[1]
 
 
+def test_a_signal_between_two_runs_does_not_end_the_second(project):
+    """What was listening for the first run's kernel is gone with it."""
+    run()
+    noted = []
+    before = signal.signal(signal.SIGTERM, lambda *_: noted.append(1))
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert noted and statuses(run(force=True)[0]) == ["done", "done"]
+
+
 @pytest.mark.parametrize(
     "given, words",
     [

@@ -101,9 +101,7 @@ def _kernel_manager(log_stream, descendants: _Descendants):
 
         async def _async_launch_kernel(self, kernel_cmd, **options):
             await super()._async_launch_kernel(kernel_cmd, **options, stdout=log_stream, stderr=log_stream)
-            with suppress(NotImplementedError, RuntimeError):  # Windows; a thread beside the main one
-                # In place of nbclient's handler, which ends the kernel before a training could save its state.
-                asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, descendants.terminate)
+            descendants.listen(asyncio.get_running_loop())
 
     return SameInterpreter
 
@@ -127,6 +125,7 @@ class _Descendants:
     def __init__(self, interval: float = 0.5):
         self.peak = 0  # bytes
         self.told = False  # whether they were asked to end
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._interval = interval
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
@@ -137,6 +136,8 @@ class _Descendants:
         return self
 
     def __exit__(self, *_) -> None:
+        if self._loop is not None and not self._loop.is_closed():  # it is used again for the next notebook
+            self._loop.remove_signal_handler(signal.SIGTERM)
         self._stop.set()
         self._thread.join()
         left = self._all() - self._before
@@ -146,6 +147,13 @@ class _Descendants:
         for process in psutil.wait_procs(left, timeout=5)[1]:
             with suppress(psutil.Error):
                 process.kill()
+
+    def listen(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Pass SIGTERM on from now until closed. nbclient's own handler would end the kernel before a training could
+        save its state."""
+        with suppress(NotImplementedError, RuntimeError):  # Windows; a thread beside the main one
+            loop.add_signal_handler(signal.SIGTERM, self.terminate)
+            self._loop = loop
 
     def terminate(self) -> None:
         """Ask all of them to end (SIGTERM), as we were asked: a training saves its state, all else ends at once."""
