@@ -3,6 +3,7 @@ tables from them.
 
     python benchmarks/reference.py outputs/laptop                   # the course as it comes
     python benchmarks/reference.py outputs/laptop outputs/others    # and a run of the other connectors, trained alike
+    python benchmarks/reference.py outputs/stages                   # or what `lightmedvlm ablate` has made
 
 `tests/test_readme.py` proves that the README says what `outputs/reference/` says.
 """
@@ -13,6 +14,8 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,14 +148,57 @@ def connectors(folder: Path = REFERENCE) -> str:
     return "\n".join(lines)
 
 
-BLOCKS = {"reference": results, "connectors": connectors, "questions": kinds, "crash": crash}
+# Figures of an ablation that the README shows, by their titles.
+ABLATED = {
+    "label_f1": "label macro-F1",
+    "fact_f1": "fact F1",
+    "side_right": "side right",
+    "contradictions": "contradict themselves",
+    "auroc": "AUROC",
+    "pointing_game": "pointing game",
+    "vqa": "yes/no balanced accuracy",
+}
+
+
+def ablation(name: str) -> str:
+    """An ablation in Markdown: mean and sd over the seeds; bold what differs from the first arm."""
+    records = json.loads((REFERENCE / "ablations" / f"{name}.json").read_text())
+    shown = [figure for figure in ABLATED if any(record["figure"] == figure for record in records)]
+    seeds = len(records[0]["seeds"])
+    lines = [
+        f"| {records[0]['split']} split, {seeds} seeds | " + " | ".join(ABLATED[figure] for figure in shown) + " |"
+    ]
+    lines.append("|---" * (len(shown) + 1) + "|")
+    for arm in dict.fromkeys(record["arm"] for record in records):
+        found = {record["figure"]: record for record in records if record["arm"] == arm}
+        lines.append(f"| {arm} | {' | '.join(_ablated(found.get(figure)) for figure in shown)} |")
+    return "\n".join(lines)
+
+
+def _ablated(record: Record | None) -> str:
+    if record is None:
+        return "–"
+    text = f"{record['mean']:.3f}" + ("" if record["sd"] is None else f" ± {record['sd']:.3f}")
+    differs = record.get("low") is not None and (record["low"] > 0 or record["high"] < 0)
+    return f"**{text}**" if differs else text
+
+
+def ablations() -> dict[str, Callable[[], str]]:
+    """A block for every ablation that was taken."""
+    names = sorted(path.stem for path in (REFERENCE / "ablations").glob("*.json"))
+    return {f"ablation {name}": partial(ablation, name) for name in names}
+
+
+BLOCKS = {"reference": results, "connectors": connectors, "questions": kinds, "crash": crash, **ablations()}
 
 
 def fill(readme: str) -> str:
     """The README with every block made anew."""
     for name, make in BLOCKS.items():
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        before, _, rest = readme.partition(begin)
+        before, found, rest = readme.partition(begin)
+        if not found:
+            sys.exit(f"The README has no {begin}; say there where the table belongs.")
         readme = f"{before}{begin}\n{make()}\n{end}" + rest.partition(end)[2]
     return readme
 
@@ -198,10 +244,24 @@ def take_connectors(folders: list[Path]) -> None:
     (REFERENCE / "connectors.json").write_text(json.dumps(list(found.values()), indent=1) + "\n")
 
 
+def take_ablation(folder: Path) -> None:
+    """Its records and its figure."""
+    target = REFERENCE / "ablations"
+    target.mkdir(exist_ok=True)
+    for source, kind in (("ablation.json", "json"), ("ablation.png", "png")):
+        shutil.copy(folder / source, target / f"{folder.name}.{kind}")
+
+
 def main(folders: list[Path]) -> None:
-    take(folders[0])
-    if len(folders) > 1:
-        take_connectors(folders)
+    runs = [folder for folder in folders if not (folder / "ablation.json").exists()]
+    for folder in folders:
+        if folder not in runs:
+            take_ablation(folder)
+    if runs:
+        take(runs[0])
+    if len(runs) > 1:
+        take_connectors(runs)
+    BLOCKS.update(ablations())
     README.write_text(fill(README.read_text()))
 
 
