@@ -184,9 +184,9 @@ def test_the_swin_is_pretrained_by_several_processes_and_can_be_continued(tmp_pa
     monkeypatch.setattr(vision, "_CHUNK", 2)
     for chunk in range(2):
         vision.render_chunk(tmp_path, chunk)
-    for start, runs in ((None, 1), (tmp_path / "swin", 2)):
+    for start, runs, workers in ((None, 1, 2), (tmp_path / "swin", 2, 1)):
         record = vision.pretrain_vision(
-            vision.VisionRun(tmp_path / "swin", tmp_path, minutes=0.001, start=start, batch_size=4)
+            vision.VisionRun(tmp_path / "swin", tmp_path, minutes=0.001, start=start, workers=workers, batch_size=4)
         )
         assert len(record["runs"]) == runs and record["runs"][-1]["images_seen"] >= 4
     encoder, _ = backbones.load_vision(str(tmp_path / "swin"))

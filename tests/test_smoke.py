@@ -139,12 +139,12 @@ def test_moved_outputs_void_nothing(course, lightmedvlm, outputs, tmp_path):
 
 
 def test_connectors_of_ones_own_go_through_the_course(course, lightmedvlm, outputs, tmp_path):
-    """A toy of ten lines, beside two of the literature; the data steps are those of the run before."""
+    """A toy of ten lines, beside one of the literature; the data steps are those of the run before."""
     (tmp_path / "toy_connector.py").write_text(TOY_CONNECTOR)
     (outputs / "toy").mkdir()
     for name in DATA_STEPS:
         shutil.copytree(outputs / "smoke" / name, outputs / "toy" / name)
-    names = ["toy", "c-abstractor", "resampler"]
+    names = ["toy", "resampler"]
     options = ("--profile", "smoke", "--run-name", "toy", "--set", "plugins=[toy_connector]")
     done = lightmedvlm("run", *options, "-p", "connectors", json.dumps(names), "--json", PYTHONPATH=tmp_path)
     assert done.returncode == 0, done.stderr
