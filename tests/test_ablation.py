@@ -9,8 +9,9 @@ from toy_course import write_notebook
 
 from lightmedvlm_utils import plots
 from lightmedvlm_utils.cli import main
-from lightmedvlm_utils.course.ablation import Ablation, Arm, _records, format_records, read_ablation
+from lightmedvlm_utils.course.ablation import Ablation, Arm, _records, format_records, read_ablation, run_ablation
 from lightmedvlm_utils.course.runner import run_course
+from lightmedvlm_utils.course.steps import run_folder
 from lightmedvlm_utils.errors import UserError
 from lightmedvlm_utils.model.connectors import check_options
 from lightmedvlm_utils.settings import resolve
@@ -37,6 +38,8 @@ def test_a_file_is_read_into_arms(tmp_path):
     assert labels.settings == {"stage2.epochs": 1, "stage1.disease_loss": 0}
     assert (projector.connector, projector.last, projector.parameters) == ("mlp", "06", {"strategy": "none"})
     assert ablation.run_name(labels, 3) == "sees-no_labels-3"
+    assert run_ablation(ablation, dry=True, say=lambda *_, **__: None) == []
+    assert not run_folder("sees", "").exists(), "a dry run writes nothing"
 
 
 @pytest.mark.parametrize(
@@ -50,6 +53,8 @@ def test_a_file_is_read_into_arms(tmp_path):
         ("stage2.epochs: 2", "stage2.epoch: 2", "did you mean 'stage2.epochs'"),
         ("stage2.epochs: 2", "stage2.epochs: many", "stage2.epochs cannot be 'many'"),
         ("connector: mlp", "conector: mlp", "a key 'conector'"),
+        ("connector: mlp", "connector: mpl", "no connector 'mpl'"),
+        ("strategy: none", "strategi: none", "did you mean 'strategy'"),
         ("last: 6", "last: 7", "a training stage"),
         ("no labels:", "ours!:", "share the run name 'ours'"),
         ("arms:", "arm:", "has no arms"),
@@ -120,11 +125,8 @@ def test_differences_are_paired_within_seeds_and_doubt_is_said():
 
 def test_a_folder_of_a_run_is_no_place_for_an_ablation(project):
     run_course("smoke", run_name="taken", say=lambda *_, **__: None)
-    (project / "taken.yaml").write_text(FILE)
-    from lightmedvlm_utils.course.ablation import run_ablation
-
     with pytest.raises(UserError, match="holds a run"):
-        run_ablation(read_ablation(project / "taken.yaml"))
+        run_ablation(Ablation("taken", (Arm("ours"),), profile="smoke"))
 
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "benchmarks/ablations").glob("*.yaml")))

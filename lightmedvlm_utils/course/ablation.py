@@ -19,12 +19,12 @@ import pandas as pd
 
 from lightmedvlm_utils.config import check_dataset, get_profile
 from lightmedvlm_utils.course import fingerprint
-from lightmedvlm_utils.course.lessons import discover, select
+from lightmedvlm_utils.course.lessons import discover, resolve_parameters, select
 from lightmedvlm_utils.course.runner import run_course
 from lightmedvlm_utils.course.steps import lock, manifests, read_manifest, read_step, run_folder
 from lightmedvlm_utils.errors import UserError, no_such
 from lightmedvlm_utils.files import atomic_path, digest, project_root, write_json, write_text
-from lightmedvlm_utils.settings import flat, parse_yaml, resolve
+from lightmedvlm_utils.settings import flat, load_plugins, parse_yaml, resolve
 
 LAST_SHARED = "03"  # up to here a run holds all connectors, so that arms differ from 04 on
 STAGE_NOTEBOOKS = {"04": 1, "05": 2, "06": 3}
@@ -124,8 +124,14 @@ def _check(ablation: Ablation) -> None:
     double = {name for name in names if names.count(name) > 1}
     if double or "" in names:
         raise UserError(f"Two arms would share the run name {sorted(double | {''})[-1]!r}; rename one of them.")
+    from lightmedvlm_utils.model.connectors import check_options  # torch: two seconds, and the first arm takes minutes
+
+    notebooks = discover(project_root() / "notebooks")
     for arm in ablation.arms:
-        resolve(ablation.profile, arm.settings)
+        profile = resolve(ablation.profile, arm.settings)
+        resolve_parameters(select(notebooks, "", arm.last), {}, arm.parameters)
+        load_plugins(profile.plugins)
+        check_options(arm.connector, profile)
 
 
 def _plain(name: str) -> str:
@@ -143,19 +149,20 @@ def run_ablation(ablation: Ablation, dry: bool = False, say: Callable[..., None]
     folder = run_folder(ablation.name, ablation.profile)
     if manifests(folder):
         raise UserError(f"{folder} holds a run of the course; give the ablation another name.")
+    runs = [(seed, arm) for seed in ablation.seeds for arm in ablation.arms]
+    if dry:
+        for seed, arm in runs:
+            _train(ablation, arm, seed, True, say)
+        return []
     folder.mkdir(parents=True, exist_ok=True)
     held = lock(folder, ".lock", "An ablation")
     try:
         draws: dict[str, list[dict[str, np.ndarray]]] = {}
-        for seed in ablation.seeds:
-            for arm in ablation.arms:
-                say(f"[{ablation.run_name(arm, seed)}]")
-                _train(ablation, arm, seed, dry, say)
-                if not dry:
-                    for name, figures in _measured(ablation, arm, seed).items():
-                        draws.setdefault(name or arm.name, []).append(figures)
-        if dry:
-            return []
+        for seed, arm in runs:
+            say(f"[{ablation.run_name(arm, seed)}]")
+            _train(ablation, arm, seed, False, say)
+            for name, figures in _measured(ablation, arm, seed).items():
+                draws.setdefault(name or arm.name, []).append(figures)
         records = _records(ablation, draws)
         _write(ablation, records, folder)
         say(f"\n{format_records(records)}\n\nin {folder}: {RECORD}, {TABLE}, {FIGURE}")
