@@ -32,7 +32,7 @@ test: $(READY) ## run all tests, the whole chain at the smoke profile included
 demo: $(READY) ## open the demo notebook in JupyterLab
 	@$(BIN)/python -m jupyter lab notebooks/08_demo.ipynb
 
-backbones: $(READY) ## pretrain the shipped small backbones again (two hours on 2 cores)
+backbones: $(READY) ## pretrain the shipped small backbones again (some hours on 2 cores)
 	@$(BIN)/python -m lightmedvlm_utils.pretrain $(ARGS)
 
 lint: $(READY) ## check style, format and types

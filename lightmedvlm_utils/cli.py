@@ -13,6 +13,8 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from lightmedvlm_utils import __version__
@@ -211,10 +213,8 @@ def _config(arguments) -> int:
 
 def _run(arguments) -> int:
     profile, settings = _given_settings(arguments)
-    from lightmedvlm_utils.course.kernel import NotebookFailed
     from lightmedvlm_utils.course.runner import run_course
 
-    say = _speaker(arguments)
     names = [name for name, _ in arguments.parameters]
     repeated = {name for name in names if names.count(name) > 1}
     if repeated:
@@ -225,40 +225,42 @@ def _run(arguments) -> int:
 
         find_vqa(arguments.vqa_data)  # what is no VQA data set is refused now, not in an hour
         extra["vqa_data"] = str(Path(arguments.vqa_data).expanduser().resolve())
+    run = partial(
+        run_course,
+        profile,
+        arguments.dataset,
+        arguments.data_root,
+        arguments.run_name,
+        arguments.seed,
+        arguments.first,
+        arguments.last,
+        parameters=dict(arguments.parameters) | extra,
+        force=arguments.force,
+        settings=settings,
+        dry=arguments.dry_run,
+        say=_speaker(arguments),
+    )
+    return _executed(run, arguments)
+
+
+def _ablate(arguments) -> int:
+    from lightmedvlm_utils.course.ablation import read_ablation, run_ablation
+
+    ablation = read_ablation(arguments.file)
+    return _executed(partial(run_ablation, ablation, arguments.dry_run, _speaker(arguments)), arguments)
+
+
+def _executed(work: Callable[[], object], arguments) -> int:
+    """Do what executes notebooks; print its record where JSON is asked for, and say which notebook has stopped."""
+    from lightmedvlm_utils.course.kernel import NotebookFailed
+
     try:
-        record = run_course(
-            profile,
-            arguments.dataset,
-            arguments.data_root,
-            arguments.run_name,
-            arguments.seed,
-            arguments.first,
-            arguments.last,
-            parameters=dict(arguments.parameters) | extra,
-            force=arguments.force,
-            settings=settings,
-            dry=arguments.dry_run,
-            say=say,
-        )
+        record = work()
     except NotebookFailed as failure:
         print(f"\nlightmedvlm: {failure}", file=sys.stderr)
         return failure.exit_code
     if arguments.json:
         print(json.dumps(record, indent=1))
-    return 0
-
-
-def _ablate(arguments) -> int:
-    from lightmedvlm_utils.course.ablation import read_ablation, run_ablation
-    from lightmedvlm_utils.course.kernel import NotebookFailed
-
-    try:
-        records = run_ablation(read_ablation(arguments.file), arguments.dry_run, _speaker(arguments))
-    except NotebookFailed as failure:
-        print(f"\nlightmedvlm: {failure}", file=sys.stderr)
-        return failure.exit_code
-    if arguments.json:
-        print(json.dumps(records, indent=1))
     return 0
 
 

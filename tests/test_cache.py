@@ -75,6 +75,16 @@ def test_building_goes_on_where_it_was_stopped(films, processor, tmp_path, monke
     assert all(torch.equal(cache[path], whole[path]) for path in films)
 
 
+def test_a_file_that_is_written_again_is_another_image(films, processor, tmp_path):
+    threads = torch.get_num_threads()
+    before = ImageCache(tmp_path / "cache", films, processor).build(1, say=lambda line: None)[films[1]]
+    Image.fromarray(np.tile(np.arange(0, 200, 2, dtype=np.uint8), (70, 1))).save(films[1])
+    after = ImageCache(tmp_path / "cache", films, processor).build(1, say=lambda line: None)[films[1]]
+    torch.testing.assert_close(after, processor.gray(read_image(films[1])), atol=0.003, rtol=0)
+    assert (after - before).abs().mean() > 0.05
+    assert torch.get_num_threads() == threads, "what reads in this process must not slow the training down"
+
+
 def test_what_cannot_be_read_is_said_and_a_small_disk_too(films, processor, tmp_path, monkeypatch):
     Image.fromarray(np.zeros((50, 50), np.uint8)).save(films[2])
     with pytest.raises(UserError, match=r"1 images cannot be used; the first: .*2\.jpg is blank"):

@@ -201,8 +201,8 @@ def _run_step(
     try:
         execution = execute(notebook.path, copy, copy.with_suffix(".log"), parameters)
     except NotebookFailed as failure:
-        say("failed")
         step.status = {1: "failed", 2: "refused"}.get(failure.exit_code, "stopped")
+        say(step.status)
         step.error = str(failure)
         step.seconds = round(time.monotonic() - started, 1)
         return step

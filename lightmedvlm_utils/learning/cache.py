@@ -6,6 +6,7 @@ One memory-mapped file holds all of them as they are before normalization, gray 
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,15 +29,15 @@ class ImageCache:
     """The images of `paths` at the size and in the shape that `processor` gives them, in a folder of their own below
     `home`.
 
-    What is there of an earlier call for the same paths and shape is kept, so building goes on where it was interrupted.
+    What is there of an earlier call for the same files and shape is kept, so building goes on where it was interrupted.
     """
 
     def __init__(self, home: Path, paths: Sequence[str], processor: Processor):
-        self.paths, self.processor = list(dict.fromkeys(paths)), processor
+        self.paths, self.gray = list(dict.fromkeys(paths)), processor.gray
         self.row = {path: row for row, path in enumerate(self.paths)}
         self.shape = (len(self.paths), *processor.frame)
-        made_from = digest([self.paths, processor.frame, processor.fit, processor.interpolation])
-        self.folder = Path(home) / made_from
+        made_from = [_identity(path) for path in self.paths], processor.frame, processor.fit, processor.interpolation
+        self.folder = Path(home) / digest(made_from)
         self._images: np.ndarray | None = None
 
     @property
@@ -54,9 +55,7 @@ class ImageCache:
             what = f"{len(missing):,} of {len(self.paths):,} images once, {self.size / 1e9:.1f} GB"
             say(f"resizing {what}: {self.folder}")
             rows = [(int(row), self.paths[row]) for row in missing]
-            chunks = map_chunks(
-                _resize, rows, str(self.folder), self.processor.gray, jobs=jobs, title="images", size=_CHUNK
-            )
+            chunks = map_chunks(_resize, rows, str(self.folder), self.gray, jobs=jobs, title="images", size=_CHUNK)
             refused = [sentence for sentences in chunks for sentence in sentences]
             if refused:
                 raise UserError(f"{len(refused)} images cannot be used; the first: {refused[0]}")
@@ -85,16 +84,25 @@ class ImageCache:
             np.save(path, np.zeros(self.shape[0], np.uint8))
 
 
+def _identity(path: str) -> tuple[str, int, int]:
+    """Stands for a file as it is now: one that is written again is another image. Zeros where it is gone, as reading it
+    will say."""
+    try:
+        state = os.stat(path)
+    except OSError:
+        return path, 0, 0
+    return path, state.st_size, state.st_mtime_ns
+
+
 def _resize(rows: Sequence[tuple[int, str]], folder: str, gray: Callable[[np.ndarray], Tensor]) -> list[str]:
     """Read the images of these rows into the cache; what cannot be read is returned in sentences."""
-    torch.set_num_threads(1)  # as many processes as cores do this
     images = np.lib.format.open_memmap(Path(folder) / _IMAGES, "r+")
     done = np.lib.format.open_memmap(Path(folder) / _DONE, "r+")
-    height, _ = images.shape[1:]
+    side = max(images.shape[1:])
     read, refused = [], []
     for row, path in rows:
         try:
-            images[row] = (gray(read_image(path, smallest=2 * height))[0] * 255).round().numpy().astype(np.uint8)
+            images[row] = (gray(read_image(path, smallest=2 * side))[0] * 255).round().numpy().astype(np.uint8)
             read.append(row)
         except UserError as error:
             refused.append(str(error))
